@@ -1,0 +1,314 @@
+"""Compiles kernel sources into object files: in parallel processes, each only once.
+
+Numba compiles under a global lock, so parallel builds need processes. They are started with
+`subprocess` and not with `multiprocessing`: a script needs no `__main__` guard, nothing is forked
+from a process that has threads, and a worker that crashes is an error message and not a hang.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import queue
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import CancelledError, Future, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxjit.codegen import build_worker
+from onnxjit.codegen.build_process import (
+    BuildError,
+    CompileError,
+    Refused,
+    WorkerError,
+    WorkerProcess,
+)
+from onnxjit.codegen.cache import Cache
+from onnxjit.codegen.fingerprint import content_key, modules_digest
+from onnxjit.codegen.target import Target, host
+
+MAX_JOBS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The text of a kernel in the dialect, the micro-kernels it calls, and a name for messages.
+
+    With `wide`, LLVM's vectoriser may use 512-bit vectors where the target has them. `name` does
+    not take part in the key: equal kernels are built once whatever they are called.
+    """
+
+    text: str
+    symbols: tuple[str, ...] = ()
+    name: str = "kernel"
+    wide: bool = False
+
+
+def key(source: Source, target: Target) -> str:
+    """32 hexadecimal digits that identify the machine code of `source` on `target`."""
+    return _key("kernel", target, source.text, *sorted(source.symbols), f"wide={source.wide}")
+
+
+def tile_key(symbol: str, target: Target) -> str:
+    """32 hexadecimal digits that identify the machine code of a micro-kernel on `target`."""
+    return _key("tile", target, symbol)
+
+
+def symbol_of(key: str) -> str:
+    """The symbol that a kernel's object file defines."""
+    return f"k_{key}"
+
+
+class Builder:
+    """Builds kernels and micro-kernels for one target; safe to use from several threads.
+
+    Use it in a `with`, or `close` it: the worker processes end then, and also when this process
+    ends. `jobs=0` compiles in the calling thread, without processes.
+    """
+
+    def __init__(
+        self, target: Target | None = None, jobs: int | None = None, cache: Cache | None = None
+    ) -> None:
+        """`target` is this machine when None, `jobs` one for each core this process may use."""
+        self.target = host() if target is None else target
+        self.jobs = min(self.target.cores, MAX_JOBS) if jobs is None else jobs
+        self.cache = cache
+        self.compiled = 0  # how many jobs no cache answered
+        self._futures: dict[str, Future[bytes]] = {}
+        self._queue: queue.SimpleQueue[tuple[_Job, Future[bytes]] | None] = queue.SimpleQueue()
+        self._workers: list[WorkerProcess] = []
+        self._lock = threading.RLock()
+        self._owner = os.getpid()
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the worker processes now, so that they import Numba while the caller is busy."""
+        with self._lock:
+            while len(self._workers) < self.jobs:
+                self._add_worker()
+
+    def submit(self, source: Source) -> str:
+        """Queue a kernel, and the micro-kernels it calls, and return the kernel's key."""
+        for symbol in source.symbols:
+            self._submit(_tile_job(symbol, self.target))
+        return self._submit(_kernel_job("object", source, self.target))
+
+    def result(self, key: str) -> bytes:
+        """The object file of a submitted key; waits for it. It defines `symbol_of(key)`.
+
+        Raises `CompileError` when the compiler refuses the kernel, `WorkerError` when the process
+        that compiled it died, `BuildError` when it was dropped.
+        """
+        try:
+            return self._futures[key].result()
+        except CancelledError:
+            raise BuildError(
+                f"{symbol_of(key)} was dropped: the builder was closed, or another kernel failed"
+            ) from None
+
+    def build(
+        self,
+        sources: Iterable[Source],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, bytes]:
+        """Object files of `sources` by key; `progress(done, total)` is told of each new one.
+
+        Raises like `result`, for the first kernel that fails; the ones not begun are dropped.
+        """
+        # Long kernels first: none of them is left over when the other workers have finished.
+        ordered = sorted(sources, key=lambda source: -len(source.text))
+        keys = list(dict.fromkeys(self.submit(source) for source in ordered))
+        futures = {self._futures[key]: key for key in keys}
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                self.result(futures[future])
+                if progress is not None:
+                    progress(number, len(keys))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        return {key: future.result() for future, key in futures.items()}
+
+    def tile_objects(self, symbols: Iterable[str]) -> dict[str, bytes]:
+        """Object files of micro-kernels by symbol. Raises like `result`."""
+        keys = {symbol: self._submit(_tile_job(symbol, self.target)) for symbol in symbols}
+        return {symbol: self.result(key) for symbol, key in keys.items()}
+
+    def tile_object(self, symbol: str) -> bytes:
+        """The object file of one micro-kernel. Raises like `result`."""
+        return self.tile_objects([symbol])[symbol]
+
+    def inspect(self, source: Source, what: str) -> str:
+        """The optimised LLVM IR ("llvm") or the assembly ("asm") of a kernel."""
+        if what not in ("llvm", "asm"):
+            raise ValueError(f"cannot inspect {what!r}: it is llvm or asm")
+        return self.result(self._submit(_kernel_job(what, source, self.target))).decode()
+
+    def close(self) -> None:
+        """End the worker processes; jobs that are not finished are cancelled."""
+        if os.getpid() != self._owner:  # a fork has no claim on its parent's processes
+            return
+        with self._lock:
+            self._closed = True
+            workers, self._workers = self._workers, []
+        for future in self._futures.values():
+            future.cancel()
+        for _ in workers:
+            self._queue.put(None)
+        for worker in workers:
+            worker.stop()
+
+    def __enter__(self) -> Builder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(self, job: _Job) -> str:
+        with self._lock:
+            known = self._futures.get(job.key)
+            if known is not None and not _failed(known):
+                return job.key
+            if self._closed or os.getpid() != self._owner:
+                raise BuildError("this builder is closed, or was made before a fork")
+            future: Future[bytes] = Future()
+            self._futures[job.key] = future
+        found = self.cache.get(job.kind, job.key) if self.cache and job.kind else None
+        if found is not None:
+            if future.set_running_or_notify_cancel():
+                future.set_result(found)
+        elif self.jobs == 0:
+            future.set_running_or_notify_cancel()
+            self._finish(job, future, self._compile_here)
+        else:
+            self._enqueue(job, future)
+        return job.key
+
+    def _enqueue(self, job: _Job, future: Future[bytes]) -> None:
+        with self._lock:
+            if self._closed:
+                future.cancel()
+                return
+            try:
+                if len(self._workers) < self.jobs:
+                    self._add_worker()
+            except WorkerError as error:
+                future.set_exception(error)
+            else:
+                self._queue.put((job, future))
+
+    def _add_worker(self) -> None:
+        worker = WorkerProcess(self.target)
+        self._workers.append(worker)
+        threading.Thread(
+            target=self._feed, args=(worker,), name="onnxjit-build", daemon=True
+        ).start()
+
+    def _feed(self, worker: WorkerProcess) -> None:
+        while (item := self._queue.get()) is not None:
+            job, future = item
+            if future.set_running_or_notify_cancel():
+                self._finish(job, future, worker.compile)
+        worker.dispose()
+
+    def _finish(
+        self,
+        job: _Job,
+        future: Future[bytes],
+        compiler: Callable[[Mapping[str, Any], str], bytes],
+    ) -> None:
+        try:
+            if job.kind == "kernels":
+                self._store(Cache.put_source, job, job.request["text"])
+            data = compiler(job.request, job.label)
+            with self._lock:
+                self.compiled += 1
+            if job.kind:
+                self._store(Cache.put, job, data)
+        except Refused as refusal:
+            future.set_exception(self._compile_error(job, str(refusal)))
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(data)
+
+    def _store(self, write: Callable[..., None], job: _Job, content: str | bytes) -> None:
+        if self.cache is None:
+            return
+        try:
+            write(self.cache, job.kind, job.key, content)
+        except OSError as error:
+            warnings.warn(f"cannot keep {job.label} in the cache: {error}", stacklevel=2)
+
+    def _compile_here(self, request: Mapping[str, Any], label: str) -> bytes:
+        try:
+            with _HERE:
+                return build_worker.perform(request, self.target)
+        except Exception as error:
+            raise Refused(traceback.format_exc()) from error
+
+    def _compile_error(self, job: _Job, report: str) -> CompileError:
+        where = ""
+        if self.cache and job.kind == "kernels":
+            where = f" ({self.cache.source_path(job.kind, job.key)})"
+        return CompileError(f"cannot compile {job.label}{where}:\n{report}")
+
+
+_HERE = threading.Lock()
+
+
+def _failed(future: Future[bytes]) -> bool:
+    return future.done() and (future.cancelled() or future.exception() is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One request to a worker; `kind` is the cache's folder for the result, "" for none."""
+
+    kind: str
+    key: str
+    label: str
+    request: Mapping[str, Any]
+
+
+def _kernel_job(do: str, source: Source, target: Target) -> _Job:
+    own = key(source, target)
+    request = {
+        "do": do,
+        "text": source.text,
+        "externals": list(source.symbols),
+        "symbol": symbol_of(own),
+        "file": f"<{symbol_of(own)}>",
+        "wide": source.wide,
+    }
+    label = f"kernel {source.name!r}"
+    if do == "object":
+        return _Job("kernels", own, label, request)
+    return _Job("", f"{own}.{do}", label, request)
+
+
+def _tile_job(symbol: str, target: Target) -> _Job:
+    request = {"do": "tile", "symbol": symbol}
+    return _Job("tiles", tile_key(symbol, target), f"micro-kernel {symbol!r}", request)
+
+
+def _key(kind: str, target: Target, *parts: str) -> str:
+    return content_key([part.encode() for part in (kind, target.code_key, *parts)], _toolchain())
+
+
+@functools.cache
+def _toolchain() -> bytes:
+    """What else decides machine code: the versions of the compilers, and our own code."""
+    names = "numba", "llvmlite", "numpy"
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
+    versions.append(f"{sys.implementation.cache_tag} {sys.version_info[:3]}")
+    folder = Path(__file__).parent
+    code = modules_digest(folder, "onnxjit.codegen", "build_worker")
+    return "\n".join([*versions, code]).encode()

@@ -1,0 +1,170 @@
+"""Kernel source -> LLVM IR, through Numba's front end, type inference and lowering.
+
+The parts of Numba that suit array programs are left out: the typing and lowering contexts hold
+nothing but the dialect, so a name has one meaning and typing is fast, and Numba's own LLVM
+optimisation, NRT and wrappers never run. What comes out is unoptimised IR for the
+caller's pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+from llvmlite import ir
+from numba.core import compiler, cpu, funcdesc, types, typing
+from numba.core.callconv import create_error_model
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.lowering import Lower
+from numba.core.targetconfig import ConfigStack
+from numba.core.typed_passes import type_inference_stage
+from onnxjit.codegen.dialect_convert import I64, POINTER
+from onnxjit.codegen.dialect_types import (
+    Buffer,
+    PointerTable,
+    ScratchMemory,
+    lowering_registry,
+    typing_registry,
+)
+
+FASTMATH = ("contract", "nsz", "reassoc")
+ARGUMENTS = (PointerTable(), Buffer("int64", "ints"), ScratchMemory(), types.int64, types.int64)
+_FLAGGED = frozenset(("fadd", "fsub", "fmul", "fdiv", "fneg"))
+
+
+class _Typing(typing.BaseContext):
+    """A typing context that knows the dialect only."""
+
+    def refresh(self) -> None:
+        self.install_registry(typing_registry)
+
+
+class _Target(cpu.CPUContext):
+    """A lowering context that knows the dialect only."""
+
+    def refresh(self) -> None:
+        self.install_registry(lowering_registry)
+        self.typing_context.refresh()
+
+    def post_lowering(self, mod: ir.Module, library: Any) -> None:
+        pass
+
+    def pair_first(self, builder: ir.IRBuilder, val: Any, ty: Any) -> Any:
+        return builder.extract_value(val, 0)
+
+    def pair_second(self, builder: ir.IRBuilder, val: Any, ty: Any) -> Any:
+        return builder.extract_value(val, 1)
+
+
+class _Library:
+    """What lowering needs of a code library: a place for its module."""
+
+    def __init__(self, codegen: Any, native_half: bool) -> None:
+        self.codegen = codegen
+        self.native_half = native_half
+        self.module: ir.Module | None = None
+
+    def create_ir_module(self, name: str) -> ir.Module:
+        module = self.codegen._create_empty_module("kernel")
+        module.onnxjit_native_half = self.native_half
+        return module
+
+    def add_ir_module(self, module: ir.Module) -> None:
+        self.module = module
+
+    def add_linking_library(self, library: Any) -> None:
+        raise AssertionError("the dialect has no separately compiled parts")
+
+
+def _mangle(name: str, argtypes: Any, *, abi_tags: Any = (), uid: Any = None) -> str:
+    """Numba's default counts compilations; the same source should give the same text."""
+    return "onnxjit.environment" if "NumbaEnv" in name else "onnxjit.body"
+
+
+@cache
+def _contexts() -> tuple[_Typing, _Target]:
+    typing_context = _Typing()
+    target = _Target(typing_context)
+    return typing_context, target
+
+
+@global_compiler_lock
+def lower(
+    function: FunctionType, fastmath: Iterable[str] = FASTMATH, native_half: bool = True
+) -> str:
+    """LLVM IR text whose one external definition is `function` under the name "kernel".
+
+    `function` has the five kernel arguments and returns nothing. Raises Numba's TypingError where
+    the source uses a name or a combination of types that the dialect does not have.
+    """
+    typing_context, target = _contexts()
+    flags = compiler.Flags()
+    flags.error_model = "numpy"
+    flags.no_cpython_wrapper = True
+    with ConfigStack().enter(flags):
+        context = target.subtarget(error_model=create_error_model("numpy", target))
+        typing_context.refresh()
+        context.refresh()
+        func_ir = compiler.run_frontend(function)
+        typemap, return_type, calltypes, _ = type_inference_stage(
+            typing_context, context, func_ir, ARGUMENTS, types.none, {}
+        )
+        fndesc = funcdesc.PythonFunctionDescriptor.from_specialized_function(
+            func_ir, typemap, return_type, calltypes, mangler=_mangle,
+            inline=False, noalias=False, abi_tags=(),
+        )  # fmt: skip
+        library = _Library(context.codegen(), native_half)
+        with context.push_code_library(library):
+            Lower(context, library, fndesc, func_ir).lower()
+    module = library.module
+    assert module is not None
+    inner = module.globals[fndesc.llvm_func_name]
+    _finish(module, inner, tuple(fastmath))
+    return str(module)
+
+
+def _finish(module: ir.Module, inner: ir.Function, fastmath: tuple[str, ...]) -> None:
+    """Add alias scopes, fast-math flags and the C entry point to a lowered module."""
+    accesses: dict[str, list[Any]] = {}
+    for block in inner.blocks:
+        for instruction in block.instructions:
+            if instruction.opname in _FLAGGED:
+                instruction.flags.extend(f for f in fastmath if f not in instruction.flags)
+            scope = getattr(instruction, "onnxjit_scope", None)
+            if scope is not None:
+                accesses.setdefault(scope, []).append(instruction)
+    _add_scopes(module, accesses)
+    inner.linkage = "internal"
+    inner.attributes.add("alwaysinline")
+    for name in [n for n in module.globals if "environment" in n]:
+        del module.globals[name]
+    _add_entry_point(module, inner)
+
+
+def _add_scopes(module: ir.Module, accesses: dict[str, list[Any]]) -> None:
+    domain = module.add_metadata(["onnxjit"])
+    scopes = {name: module.add_metadata([f"onnxjit.{name}", domain]) for name in accesses}
+    for name, instructions in accesses.items():
+        own = module.add_metadata([scopes[name]])
+        others = module.add_metadata([s for other, s in scopes.items() if other != name])
+        for instruction in instructions:
+            instruction.set_metadata("alias.scope", own)
+            if len(scopes) > 1:
+                instruction.set_metadata("noalias", others)
+
+
+def _add_entry_point(module: ir.Module, inner: ir.Function) -> None:
+    """void kernel(ptr, ptr, ptr, i64, i64), which ignores Numba's status: nothing raises."""
+    type_ = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, I64, I64])
+    entry = ir.Function(module, type_, "kernel")
+    entry.attributes.add("nounwind")
+    builder = ir.IRBuilder(entry.append_basic_block("entry"))
+    status = len(inner.args) - len(entry.args)
+    values = [builder.alloca(a.type.pointee) for a in inner.args[:status]]
+    for argument, parameter in zip(entry.args, inner.args[status:], strict=True):
+        same = argument.type == parameter.type
+        values.append(argument if same else builder.bitcast(argument, parameter.type))
+    builder.call(inner, values)
+    builder.ret_void()

@@ -1,0 +1,45 @@
+"""What the compiled and the interpreted form of the kernel dialect share; imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+DTYPES = (
+    "float32", "float64", "float16", "bfloat16", "int8", "int16", "int32", "int64",
+    "uint8", "uint16", "uint32", "uint64", "bool",
+)  # fmt: skip
+
+GEMM_SYMBOL = re.compile(
+    r"gemm_[a-z0-9]+_(?P<mr>[1-9]\d*)x(?P<nr>[1-9]\d*)_[a-z0-9]+?(?P<acc>_acc)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Micro-kernels whose symbols match `pattern` take `parameters`.
+
+    A parameter is "int64", "DTYPE@" (a buffer and an element index, passed as one pointer) or
+    "DTYPE*" (a buffer alone). The C function gets pointers and int64 in this order, returns void.
+    """
+
+    name: str
+    pattern: re.Pattern[str]
+    parameters: tuple[str, ...]
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "gemm",
+        GEMM_SYMBOL,
+        ("float32@", "int64", "int64*", "int64", "int64", "float32@", "float32@", "int64"),
+    ),
+)
+
+
+def family_of(symbol: str) -> Family:
+    """The table row of a micro-kernel symbol. Raises ValueError if no row matches."""
+    for family in FAMILIES:
+        if family.pattern.fullmatch(symbol):
+            return family
+    raise ValueError(f"no micro-kernel family for symbol {symbol!r}")

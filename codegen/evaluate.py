@@ -1,0 +1,128 @@
+"""What a kernel means: direct evaluation with NumPy, one stage at a time (small shapes only).
+
+Every schedule and emitter is checked against this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from onnxjit.codegen.expr import (
+    Apply,
+    Axis,
+    Const,
+    Dim,
+    Expr,
+    Load,
+    Poly,
+    Reduce,
+)
+from onnxjit.codegen.kernel import Kernel
+from onnxjit.codegen.scalar_functions import (
+    FUNCTIONS,
+    REDUCTIONS,
+    numpy_dtype,
+    reduction_identity,
+)
+
+
+def evaluate_int(e: Expr, dims: Mapping[str, int]) -> int:
+    """The value of a size expression for given dims."""
+    return int(_Evaluator(dims, {}).value(e, ()))
+
+
+def evaluate(
+    kernel: Kernel, inputs: Mapping[str, np.ndarray], dims: Mapping[str, int] | None = None
+) -> list[np.ndarray]:
+    """Runs a kernel on arrays given by buffer name; returns its outputs in order."""
+    dims = dims or {}
+    buffers: dict[str, np.ndarray] = dict(inputs)
+    ev = _Evaluator(dims, buffers)
+    for s in kernel.stages:
+        t = kernel.types[s.buffer]
+        if s.buffer not in buffers or s.buffer in inputs:
+            shape = [evaluate_int(d, dims) for d in t.shape]
+            buffers[s.buffer] = np.zeros(shape, numpy_dtype(t.dtype))
+        sizes = [evaluate_int(a.extent, dims) for a in s.axes]
+        if 0 in sizes:
+            continue
+        value = ev.value(s.value, s.axes)
+        full = np.broadcast_to(value, sizes).astype(numpy_dtype(t.dtype))
+        if s.index:
+            where = tuple(np.broadcast_to(ev.value(i, s.axes), sizes) for i in s.index)
+            buffers[s.buffer][where] = full
+        else:
+            buffers[s.buffer][...] = full
+    return [buffers[b] for b in kernel.outputs]
+
+
+class _Evaluator:
+    def __init__(self, dims: Mapping[str, int], buffers: Mapping[str, np.ndarray]) -> None:
+        self.dims = dims
+        self.buffers = buffers
+
+    def value(self, e: Expr, axes: tuple[Axis, ...]) -> Any:
+        """`e` as an array that broadcasts over `axes` in order."""
+        return self._go(e, axes, {})
+
+    def _go(self, e: Expr, axes: tuple[Axis, ...], memo: dict[Expr, Any]) -> Any:
+        if e in memo:
+            return memo[e]
+        out = memo[e] = self._compute(e, axes, memo)
+        return out
+
+    def _compute(self, e: Expr, axes: tuple[Axis, ...], memo: dict[Expr, Any]) -> Any:
+        if isinstance(e, Const):
+            return numpy_dtype(e.dtype).type(e.value)
+        if isinstance(e, Dim):
+            return np.int64(self.dims[e.name])
+        if isinstance(e, Axis):
+            k = axes.index(e)
+            n = evaluate_int(e.extent, self.dims)
+            shape = [1] * len(axes)
+            shape[k] = n
+            return np.arange(n, dtype=np.int64).reshape(shape)
+        if isinstance(e, Poly):
+            total: Any = np.int64(0)
+            for atoms, c in e.terms:
+                term: Any = np.int64(c)
+                for a in atoms:
+                    term = term * self._go(a, axes, memo)
+                total = total + term
+            return total
+        if isinstance(e, Load):
+            data = self.buffers[e.buffer]
+            if not e.index:
+                return data[()]
+            if data.size == 0:
+                return numpy_dtype(e.dtype).type(0)
+            # Reads outside the buffer occur only in branches that a selection discards.
+            where = tuple(
+                np.clip(self._go(i, axes, memo), 0, n - 1)
+                for i, n in zip(e.index, data.shape, strict=True)
+            )
+            return data[where].astype(numpy_dtype(e.dtype))
+        if isinstance(e, Apply):
+            args = [self._go(a, axes, memo) for a in e.args]
+            if e.fn == "cast":
+                return FUNCTIONS["cast"].evaluate(args[0], e.dtype)
+            out = FUNCTIONS[e.fn].evaluate(*args)
+            return np.asarray(out).astype(numpy_dtype(e.dtype))
+        assert isinstance(e, Reduce)
+        return self._reduce(e, axes)
+
+    def _reduce(self, e: Reduce, axes: tuple[Axis, ...]) -> Any:
+        both = (*axes, *e.axes)
+        sizes = [evaluate_int(a.extent, self.dims) for a in both]
+        body = np.asarray(self.value(e.body, both))
+        dtype = numpy_dtype(e.dtype)
+        where = tuple(range(len(axes), len(both)))
+        body = body.reshape((1,) * (len(both) - body.ndim) + body.shape)
+        body = np.broadcast_to(body, [*body.shape[: len(axes)], *sizes[len(axes) :]])
+        if any(sizes[k] == 0 for k in where):
+            identity = reduction_identity(e.fn, e.dtype)
+            return np.full(body.shape[: len(axes)], identity).astype(dtype)
+        return np.asarray(REDUCTIONS[e.fn](body, axis=where)).astype(dtype)

@@ -1,0 +1,101 @@
+"""Keys from content, and stat data that tells cheaply whether a file is still the same."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+KEY_BYTES = 16
+_CHUNK = 4 << 20
+
+Content = str | os.PathLike[str] | bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What stat tells of a file: absolute path, size in bytes, times in nanoseconds, identity.
+
+    The change time is part of it because tools that keep the modification time cannot set it.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    device: int
+
+
+def stamp(paths: Iterable[str | os.PathLike[str]]) -> tuple[Stamp, ...]:
+    """The present stamps of files, in order; raises OSError if one cannot be read.
+
+    Take them before reading the files, so that a change during the reading shows afterwards.
+    """
+    stamps = []
+    for path in paths:
+        facts = os.stat(path)
+        times = facts.st_mtime_ns, facts.st_ctime_ns
+        name = os.path.abspath(path)
+        stamps.append(Stamp(name, facts.st_size, *times, facts.st_ino, facts.st_dev))
+    return tuple(stamps)
+
+
+def content_key(parts: Content | Sequence[Content], extra: bytes = b"") -> str:
+    """32 hexadecimal digits that identify the content of `parts` and `extra` (BLAKE2b).
+
+    A part is bytes, or the path of a file: a model is its own file, then its external data files
+    in the order of their use. Paths themselves do not count, only what the files hold.
+    """
+    if isinstance(parts, (str, bytes, memoryview, os.PathLike)):
+        parts = (parts,)
+    digest = blake2b(digest_size=KEY_BYTES)
+    for part in (extra, *parts):
+        size = 0
+        for piece in _pieces(part):
+            digest.update(piece)
+            size += len(piece)
+        # The length closes each part, so that bytes cannot move from one part to the next.
+        digest.update(size.to_bytes(8, "little"))
+    return digest.hexdigest()
+
+
+def modules_digest(folder: Path, package: str, *roots: str) -> str:
+    """A content key of modules of the package in `folder` and of all they import from it.
+
+    Imports are read from the text, also those inside functions; nothing is imported.
+    """
+    waiting, texts = list(roots), dict[str, bytes]()
+    while waiting:
+        name = waiting.pop()
+        path = folder / f"{name}.py"
+        if name not in texts and path.is_file():
+            texts[name] = path.read_bytes()
+            waiting += _imports(texts[name], package)
+    return content_key([part for name in sorted(texts) for part in (name.encode(), texts[name])])
+
+
+def _imports(text: bytes, package: str) -> Iterator[str]:
+    prefix = f"{package}."
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = f"{package}.{node.module or ''}".rstrip(".") if node.level else node.module
+            found = [f"{module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name[len(prefix) :].split(".")[0] for name in found if name.startswith(prefix))
+
+
+def _pieces(part: Content) -> Iterator[bytes | memoryview]:
+    if isinstance(part, (bytes, memoryview)):
+        yield memoryview(part).cast("B")
+        return
+    buffer = memoryview(bytearray(_CHUNK))
+    with open(part, "rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            yield buffer[:size]

@@ -1,0 +1,210 @@
+"""What is computed: a `Kernel` is a list of stages, each one an expression over indices, no loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from onnxjit.codegen.expr import (
+    INDEX,
+    ONE,
+    Apply,
+    Axis,
+    Expr,
+    Load,
+    Reduce,
+    index,
+    loads,
+    map_loads,
+    poly_mul,
+    rebuild,
+    substitute,
+    to_text,
+    walk,
+)
+from onnxjit.codegen.scalar_functions import FUNCTIONS, numpy_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """Element dtype (NumPy name) and logical shape (int64 expressions over dims)."""
+
+    dtype: str
+    shape: tuple[Expr, ...]
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def elements(self) -> Expr:
+        return product(self.shape)
+
+    @property
+    def nbytes(self) -> Expr:
+        return poly_mul(self.elements, index(numpy_dtype(self.dtype).itemsize))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(to_text(d) for d in self.shape)}]"
+
+
+def product(dims: Iterable[Expr]) -> Expr:
+    total: Expr = ONE
+    for d in dims:
+        total = poly_mul(total, d)
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`buffer[index] = value` for all values of `axes`.
+
+    Several stages may write disjoint parts of one buffer (a concatenation); together they cover it.
+    """
+
+    buffer: str
+    axes: tuple[Axis, ...]
+    value: Expr
+    index: tuple[Expr, ...] = ()
+
+    @property
+    def store(self) -> tuple[Expr, ...]:
+        return self.index or self.axes
+
+    @property
+    def reduces(self) -> list[Reduce]:
+        return [x for x in walk(self.value) if isinstance(x, Reduce)]
+
+    def __str__(self) -> str:
+        axes = ", ".join(f"{a.name}<{to_text(a.extent)}" for a in self.axes)
+        where = ", ".join(to_text(i) for i in self.store)
+        return f"for {axes or '()'}: {self.buffer}[{where}] = {to_text(self.value)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Stages in execution order; `types` gives every buffer's type; the rest are temporaries."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    types: Mapping[str, TensorType] = field(hash=False)
+
+    @property
+    def temporaries(self) -> tuple[str, ...]:
+        known = {*self.inputs, *self.outputs}
+        return tuple(dict.fromkeys(s.buffer for s in self.stages if s.buffer not in known))
+
+    def __str__(self) -> str:
+        head = f"kernel {self.name}({', '.join(f'{b}: {self.types[b]}' for b in self.inputs)})"
+        outs = ", ".join(f"{b}: {self.types[b]}" for b in self.outputs)
+        return "\n".join([f"{head} -> {outs}", *(f"  {s}" for s in self.stages)])
+
+    @property
+    def is_map(self) -> bool:
+        """One stage, no reduction: a pure index function that can be substituted anywhere."""
+        return len(self.stages) == 1 and not self.stages[0].reduces and not self.stages[0].index
+
+    def renamed(self, table: Mapping[str, str]) -> Kernel:
+        """The same kernel over other buffer names."""
+        if all(k == v for k, v in table.items()):
+            return self
+
+        def name(b: str) -> str:
+            return table.get(b, b)
+
+        def move(x: Load) -> Expr:
+            return Load(name(x.buffer), x.index, x.dtype)
+
+        stages = tuple(
+            replace(s, buffer=name(s.buffer), value=map_loads(s.value, move)) for s in self.stages
+        )
+        types = {name(b): t for b, t in self.types.items()}
+        ins = tuple(dict.fromkeys(name(b) for b in self.inputs))
+        return Kernel(self.name, ins, tuple(name(b) for b in self.outputs), stages, types)
+
+    def flops(self) -> Expr:
+        """Arithmetic operations (a fused multiply-add counts two; costs of functions weighted 1)."""
+        total: Expr = index(0)
+        for s in self.stages:
+            total = total + product(a.extent for a in s.axes) * count_flops(s.value)
+        return total
+
+    def bytes_moved(self) -> Expr:
+        """Bytes of every input read once and every output written once."""
+        total: Expr = index(0)
+        for b in (*self.inputs, *self.outputs):
+            total = total + self.types[b].nbytes
+        return total
+
+
+def count_flops(e: Expr) -> Expr:
+    """Operations on data (not index arithmetic) for one evaluation of `e`."""
+    total: Expr = index(0)
+    inside: set[Expr] = set()
+    for x in walk(e):
+        if isinstance(x, Reduce):
+            inside.update(walk(x.body))
+            total = total + product(a.extent for a in x.axes) * (count_flops(x.body) + 1)
+        elif x not in inside and isinstance(x, Apply) and x.dtype != INDEX:
+            if FUNCTIONS[x.fn].result == "same" and x.fn not in ("select", "cast"):
+                total = total + 1
+    return total
+
+
+def inline(e: Expr, producer: Stage) -> Expr:
+    """Replaces every load of the producer's buffer by the producer's value at that index."""
+
+    def put(x: Load) -> Expr | None:
+        if x.buffer != producer.buffer:
+            return None
+        return substitute(fresh_reductions(producer.value), dict(zip(producer.axes, x.index, strict=True)))
+
+    return map_loads(e, put)
+
+
+def fresh_reductions(e: Expr) -> Expr:
+    """A copy of `e` whose reduced axes are new, so that two copies do not capture each other's."""
+    from onnxjit.codegen.expr import fresh_axis
+
+    found = [x for x in walk(e) if isinstance(x, Reduce)]
+    if not found:
+        return e
+    table: dict[Expr, Expr] = {a: fresh_axis(a.extent, "r") for r in found for a in r.axes}
+    return rename_axes(e, table)
+
+
+def rename_axes(e: Expr, table: Mapping[Expr, Expr]) -> Expr:
+    """Substitutes axes everywhere, binders of reductions included."""
+    memo: dict[Expr, Expr] = dict(table)
+
+    def go(x: Expr) -> Expr:
+        done = memo.get(x)
+        if done is None:
+            done = memo[x] = rebuild(x, go)
+        return done
+
+    return go(e)
+
+
+def used_inputs(stages: Iterable[Stage], candidates: Iterable[str]) -> tuple[str, ...]:
+    """Those of `candidates` that some stage loads, in the given order."""
+    seen = {x.buffer for s in stages for x in loads(s.value)}
+    seen |= {x.buffer for s in stages for i in s.index for x in loads(i)}
+    return tuple(b for b in candidates if b in seen)
+
+
+def prune(stages: tuple[Stage, ...], wanted: Iterable[str]) -> tuple[Stage, ...]:
+    """Drops stages whose buffer nothing needs."""
+    need = set(wanted)
+    kept: list[Stage] = []
+    for s in reversed(stages):
+        if s.buffer in need:
+            kept.append(s)
+            need |= {x.buffer for x in loads(s.value)}
+            need |= {x.buffer for i in s.index for x in loads(i)}
+    return tuple(reversed(kept))
+
+
+StageFilter = Callable[[Stage], bool]

@@ -1,0 +1,306 @@
+"""The table of micro-kernels: register tiles that are object files of their own.
+
+A row is named by its symbol, and the name says everything:
+
+    gemm_f32_{mr}x{nr}_{isa}        overwrites C
+    gemm_f32_{mr}x{nr}_{isa}_acc    adds to C, for blocks of K
+
+    void f(const float* a, int64 rs, const int64* segs, int64 nseg, int64 run,
+           const float* b, float* c, int64 ldc)
+    C[i, j] = sum(s < nseg, k < run) a[i*rs + segs[s] + k] * b[(s*run + k)*nr + j]
+    c[i*ldc + j] = C[i, j]  or  +=            for i < mr, j < nr
+
+`rs`, `segs`, `ldc` count elements. A GEMM is one segment at offset 0; a direct convolution on
+channels-last rows is a segment per (kh) with run KW*C, or per (kh, kw) with run C, and rs the
+stride between output pixels. B is packed [k][nr] and zero padded. With no segment, or run 0,
+nothing is read and the sum is zero. Nothing outside the elements named above is touched; the only
+alignment needed is that of the elements (B and C run best on 64 bytes).
+
+Rows of A that lie a multiple of 4096 bytes apart share a set of the L1 cache: on Cascade Lake the
+14x32 tile then runs at 0.45 (stride 16 KB) to 0.75 (4 KB) of its usual speed, 6x64 and 9x48 at 0.65
+to 0.95. Pad the stride or pack A where there is a choice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import ceil, hypot
+from typing import TYPE_CHECKING
+
+from onnxjit.codegen.target import AVX512_FEATURES, Target, target_machine
+
+if TYPE_CHECKING:
+    from llvmlite import binding
+    from llvmlite import ir as ir_types
+
+
+@dataclass(frozen=True, slots=True)
+class Isa:
+    """An instruction set as the generator sees it; `arch` is None where any will do.
+
+    `rows` and `vectors` cap mr and nr / lanes beside the limit that `registers` sets; `fused`,
+    `scaled_index` and `register` are those of `microkernel_gemm.Tile`.
+    """
+
+    name: str
+    arch: str | None
+    features: frozenset[str]
+    lanes: int
+    registers: int
+    rows: int
+    vectors: int
+    fused: bool
+    scaled_index: bool
+    register: str
+
+
+# Best first: the first that a target has is the one that `select` draws from. The scalar rows are
+# four-lane vectors without assumptions, which LLVM turns into what the target has.
+ISAS: dict[str, Isa] = {
+    isa.name: isa
+    for isa in (
+        Isa("avx512", "x86_64", AVX512_FEATURES, 16, 32, 16, 4, True, True, "v"),
+        Isa("avx2", "x86_64", frozenset({"avx2", "fma"}), 8, 16, 14, 4, True, True, "x"),
+        Isa("neon", "aarch64", frozenset(), 4, 32, 8, 3, True, False, ""),
+        Isa("scalar", None, frozenset(), 4, 16, 4, 2, False, False, ""),
+    )
+}
+
+# The dtypes of (a, b, c) by the name used in symbols. A further dtype is a row here and a
+# generator in `_module`.
+DTYPES: dict[str, tuple[str, str, str]] = {"f32": ("float32", "float32", "float32")}
+
+TAILS = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class MicroKernel:
+    """One row: an mr x nr tile of C; `a`, `b`, `c` are the dtypes of the operands.
+
+    `features` are the target features it needs, `accumulate` says that it adds to C, and `cycles`
+    estimates the time of one step of k (see `step_cycles`).
+    """
+
+    symbol: str
+    dtype: str
+    a: str
+    b: str
+    c: str
+    mr: int
+    nr: int
+    isa: str
+    features: frozenset[str]
+    accumulate: bool
+    cycles: float
+
+    @property
+    def throughput(self) -> float:
+        """The estimated fraction of the machine's peak multiply-adds."""
+        return self.mr * (self.nr // ISAS[self.isa].lanes) / 2 / self.cycles
+
+    def runs_on(self, target: Target) -> bool:
+        """Whether `target` can execute this row."""
+        arch = ISAS[self.isa].arch
+        return target.kind == "cpu" and arch in (None, target.arch) and target.has(self.features)
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """How to cover an m x n block: `main` repeated, then `tails`, over `panels` panels of nr.
+
+    All rows of a cover have the same nr, hence share one packing of B. `count` and `panels` are
+    None where m or n is symbolic. `cycles` is the estimate for one step of k over the whole block
+    (per row of a symbolic m, per column of a symbolic n).
+    """
+
+    main: MicroKernel
+    tails: tuple[MicroKernel, ...]
+    count: int | None
+    panels: int | None
+    cycles: float
+
+    @property
+    def nr(self) -> int:
+        return self.main.nr
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The symbols of the main row and of the tails, in that order."""
+        return tuple(kernel.symbol for kernel in (self.main, *self.tails))
+
+
+_SYMBOL = re.compile(r"gemm_([a-z0-9]+)_([1-9]\d*)x([1-9]\d*)_([a-z0-9]+?)(_acc)?")
+
+
+@cache
+def row(symbol: str) -> MicroKernel:
+    """The row that `symbol` names. Raises KeyError where the table has none."""
+    match = _SYMBOL.fullmatch(symbol)
+    if match is None:
+        raise KeyError(f"{symbol!r} does not name a micro-kernel")
+    dtype, mr, nr, name, accumulate = match.groups()
+    if dtype not in DTYPES or name not in ISAS:
+        raise KeyError(f"{symbol!r}: no rows of {dtype} for {name}")
+    isa = ISAS[name]
+    vectors, rest = divmod(int(nr), isa.lanes)
+    if rest or not 1 <= vectors <= isa.vectors or int(mr) > max_rows(isa, vectors):
+        raise KeyError(f"{symbol!r}: the tile does not fit the registers of {name}")
+    a, b, c = DTYPES[dtype]
+    return MicroKernel(
+        symbol=symbol,
+        dtype=dtype,
+        a=a,
+        b=b,
+        c=c,
+        mr=int(mr),
+        nr=int(nr),
+        isa=name,
+        features=isa.features,
+        accumulate=accumulate is not None,
+        cycles=step_cycles(isa, int(mr), vectors),
+    )
+
+
+def gemm(mr: int, nr: int, isa: str, dtype: str = "f32", *, accumulate: bool = False) -> str:
+    """The symbol of a GEMM row; `row` tells whether it exists."""
+    return f"gemm_{dtype}_{mr}x{nr}_{isa}" + ("_acc" if accumulate else "")
+
+
+def rows(isa: str, dtype: str = "f32") -> Iterator[MicroKernel]:
+    """Every overwriting row of an instruction set; each has an accumulating one beside it."""
+    for vectors in range(1, ISAS[isa].vectors + 1):
+        for mr in range(1, max_rows(ISAS[isa], vectors) + 1):
+            yield row(gemm(mr, vectors * ISAS[isa].lanes, isa, dtype))
+
+
+def max_rows(isa: Isa, vectors: int) -> int:
+    """The most rows whose accumulators leave registers for a row of B and one element of A."""
+    return min(isa.rows, (isa.registers - vectors - 1) // vectors)
+
+
+def step_cycles(isa: Isa, mr: int, vectors: int) -> float:
+    """Estimated cycles of one step of k, with A in L1 and B streaming from L2.
+
+    Two multiply-adds a cycle; L1 delivers an element of A or a vector of B every 0.58 cycles, and
+    L2 a 64-byte line of B every 1.6. The last overlaps with the rest only in part, for which the
+    hypotenuse stands. The constants are fitted on Cascade Lake at K = 256; at K = 512 they give
+    the measured speed of AVX-512 tiles within 14 %, that of one-row tiles 20 to 40 % too low.
+    They rank shapes; they are no prediction for another machine.
+    """
+    compute = max(mr * vectors / 2, 0.58 * (mr + vectors))
+    lines = vectors * isa.lanes * 4 / 64
+    return 1.05 * hypot(compute, 1.6 * lines)
+
+
+def ir(symbol: str) -> str:
+    """LLVM IR text that defines exactly `symbol`, without a triple. Raises KeyError as `row`."""
+    return str(_module(row(symbol)))
+
+
+def assembly(symbol: str, target: Target) -> str:
+    """The machine code of `object_code` as assembly text."""
+    machine, module = _parsed(symbol, target)
+    return machine.emit_assembly(module)
+
+
+def object_code(symbol: str, target: Target) -> bytes:
+    """A relocatable object file that exports `symbol`, without undefined symbols.
+
+    Raises KeyError if there is no such row, ValueError if `target` cannot run it.
+    """
+    machine, module = _parsed(symbol, target)
+    return machine.emit_object(module)
+
+
+def select(
+    m: int | None, n: int | None, target: Target, *, widths: tuple[int, ...] | None = None
+) -> Cover:
+    """The cheapest cover of an m x n block of C by rows that `target` runs.
+
+    m is the extent of one run of rows (None: symbolic), n the number of columns (None: symbolic);
+    `widths` restricts nr. The cost is the sum of `step_cycles` over all tiles, so that idle padded
+    columns and slow narrow tiles both count. A static m takes `main` m // mr times and at most one
+    tail with exactly the rows that remain; a symbolic m gets the tails of 8, 4, 2, 1 rows below mr.
+    Raises ValueError on an extent below 1 or if no row has one of `widths`.
+    """
+    if (m is not None and m < 1) or (n is not None and n < 1):
+        raise ValueError(f"cannot cover {m} x {n}")
+    return _select(m, n, isa_of(target), widths)
+
+
+def isa_of(target: Target) -> str:
+    """The widest instruction set of the table that `target` has."""
+    return next(name for name in ISAS if row(gemm(1, ISAS[name].lanes, name)).runs_on(target))
+
+
+@cache
+def _select(m: int | None, n: int | None, isa: str, widths: tuple[int, ...] | None) -> Cover:
+    covers = [
+        _cover(main, m, n)
+        for main in rows(isa)
+        if (m is None or main.mr <= m) and (widths is None or main.nr in widths)
+    ]
+    if not covers:
+        raise ValueError(f"{isa} has no rows of width {widths}")
+    # Equal estimates: the wider tile reads A less often.
+    return min(covers, key=lambda cover: (cover.cycles, -cover.nr))
+
+
+def _cover(main: MicroKernel, m: int | None, n: int | None) -> Cover:
+    if m is None:
+        sizes = [mr for mr in TAILS if mr < main.mr]
+    else:
+        sizes = [m % main.mr] if m % main.mr else []
+    tails = tuple(row(gemm(mr, main.nr, main.isa, main.dtype)) for mr in sizes)
+    count = None if m is None else m // main.mr
+    if count is None:
+        cycles = main.cycles / main.mr
+    else:
+        cycles = count * main.cycles + sum(tail.cycles for tail in tails)
+    panels = None if n is None else ceil(n / main.nr)
+    cycles *= 1 / main.nr if panels is None else panels
+    return Cover(main, tails, count, panels, cycles)
+
+
+def _module(kernel: MicroKernel) -> ir_types.Module:
+    from onnxjit.codegen import microkernel_gemm
+
+    isa = ISAS[kernel.isa]
+    vectors = kernel.nr // isa.lanes
+    size = kernel.mr * vectors
+    # Eight multiply-adds are in flight at once (latency 4, two ports); a fifth to eighth set of a
+    # single accumulator costs more in the tail than it gains.
+    sets = 1
+    while size * sets < 8 and sets < 4 and 2 * size * sets + vectors < isa.registers:
+        sets *= 2
+    # AVX-512 reads a single-use element of A as an operand of the multiply-add, which an order
+    # imposed on loads and multiply-adds would prevent.
+    tile = microkernel_gemm.Tile(
+        mr=kernel.mr,
+        nv=vectors,
+        lanes=isa.lanes,
+        sets=sets,
+        unroll=4 if size <= 16 else 2,
+        fused=isa.fused,
+        scaled_index=isa.scaled_index,
+        register=isa.register if vectors > 1 or isa.lanes < 16 else "",
+        accumulate=kernel.accumulate,
+    )
+    return microkernel_gemm.module(kernel.symbol, tile)
+
+
+def _parsed(symbol: str, target: Target) -> tuple[binding.TargetMachine, binding.ModuleRef]:
+    from llvmlite import binding
+
+    kernel = row(symbol)
+    if not kernel.runs_on(target):
+        raise ValueError(f"{symbol} does not run on {target.triple} with {target.cpu} features")
+    machine = target_machine(target, wide=True)
+    module = binding.parse_assembly(ir(symbol))
+    module.triple = target.triple
+    module.data_layout = str(machine.target_data)
+    module.verify()
+    return machine, module

@@ -1,0 +1,45 @@
+"""Schedule rules: each looks at a kernel's axis structure and builds a loop nest, or declines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from onnxjit.codegen.loops import LoopNest
+from onnxjit.codegen.schedule.contraction import contraction
+from onnxjit.codegen.schedule.pointwise import pointwise
+from onnxjit.codegen.schedule.reduction import reduction
+from onnxjit.codegen.schedule.request import Declined, Request
+from onnxjit.codegen.schedule.rows import rows
+
+Rule = Callable[[Request], LoopNest]
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "cpu": (contraction, pointwise, reduction, rows),
+    "cuda": (pointwise, reduction, rows),
+}
+
+
+class NoSchedule(Exception):
+    """No rule takes the kernel as it is; `reasons` says why, rule by rule."""
+
+    def __init__(self, name: str, reasons: tuple[tuple[str, str], ...]) -> None:
+        text = "; ".join(f"{rule}: {why}" for rule, why in reasons)
+        super().__init__(f"no schedule for kernel {name} ({text})")
+        self.reasons = reasons
+
+
+def schedule(r: Request) -> LoopNest:
+    """The nest of the first rule that applies, with the reasons of those that declined."""
+    declined: list[tuple[str, str]] = []
+    for rule in RULES[r.target.kind]:
+        try:
+            nest = rule(r)
+        except Declined as e:
+            declined.append((rule.__name__, str(e)))
+            continue
+        return replace(nest, declined=tuple(declined))
+    raise NoSchedule(r.kernel.name, tuple(declined))
+
+
+__all__ = ["RULES", "Declined", "NoSchedule", "Request", "schedule"]

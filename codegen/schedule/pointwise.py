@@ -1,0 +1,168 @@
+"""Schedules for stages without reductions: one pass over the output in its storage order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxjit.codegen.expr import ONE, ZERO, Axis, Expr, Var, apply, as_int, index
+from onnxjit.codegen.kernel import product, rename_axes
+from onnxjit.codegen.loops import TILE, Assign, For, If, LoopNest, Stmt, Store, loop
+from onnxjit.codegen.schedule.axes import (
+    FlatStage,
+    by_stride,
+    ceil_div,
+    flatten_stage,
+    merge_axes,
+    split_axes,
+    typical,
+)
+from onnxjit.codegen.schedule.request import Declined, Request, dims_of, expressions
+
+BLOCK = 4096
+"""Elements of one tile of a flat loop: 16 KB of float32, so that a few streams fit into L1."""
+
+GRAIN = 2048
+"""Fewest elements that a tile of a nested loop should compute."""
+
+
+def pointwise(r: Request) -> LoopNest:
+    """Every stage is a map (a concatenation has one stage per part); tiles cut the outer axes."""
+    k = r.kernel
+    if any(s.reduces for s in k.stages):
+        raise Declined("the kernel reduces")
+    if k.temporaries:
+        raise Declined("a stage reads another stage's result")
+    parts = []
+    for n, s in enumerate(k.stages):
+        flat = flatten_stage(s, k.types, r.layouts)
+        parts.append(tiled_map(flat, f"i{n}_" if len(k.stages) > 1 else "i"))
+    body, tiles = concatenated(parts)
+    return finish_nest(r, body, tiles, "pointwise")
+
+
+def finish_nest(
+    r: Request,
+    body: tuple[Stmt, ...],
+    tiles: Expr,
+    rule: str,
+    **more: object,
+) -> LoopNest:
+    used = expressions(body)
+    dims = dims_of(*used, tiles, *(x.count for x in more.get("locals", ())))  # type: ignore[attr-defined]
+    return LoopNest(r.kernel.name, r.params(), dims, tiles, body, rule=rule, **more)  # type: ignore[arg-type]
+
+
+def concatenated(parts: Sequence[tuple[tuple[Stmt, ...], Expr]]) -> tuple[tuple[Stmt, ...], Expr]:
+    """One tile space for several independent bodies: the first takes the first tiles, and so on."""
+    body, total = parts[-1]
+    if len(parts) == 1:
+        return body, total
+    starts: list[Expr] = []
+    at: Expr = ZERO
+    for _, n in parts:
+        starts.append(at)
+        at = at + n
+    local = Var("part_tile")
+
+    def shifted(n: int) -> tuple[Stmt, ...]:
+        b = tuple(rename_statement(s, {TILE: local}) for s in parts[n][0])
+        return (Assign(local, TILE - starts[n]), *b)
+
+    out: tuple[Stmt, ...] = shifted(len(parts) - 1)
+    for n in range(len(parts) - 2, -1, -1):
+        out = (If(apply("lt", TILE, starts[n + 1]), shifted(n), out),)
+    return out, at
+
+
+def rename_statement(s: Stmt, table: dict[Expr, Expr]) -> Stmt:
+    from onnxjit.codegen.expr import substitute
+    from onnxjit.codegen.loops import Address, Call
+
+    def sub(e: Expr) -> Expr:
+        return substitute(e, table)
+
+    if isinstance(s, For):
+        body = tuple(rename_statement(x, table) for x in s.body)
+        return For(s.var, sub(s.start), sub(s.stop), body, s.unroll, s.step)
+    if isinstance(s, If):
+        return If(
+            sub(s.cond),
+            tuple(rename_statement(x, table) for x in s.then),
+            tuple(rename_statement(x, table) for x in s.orelse),
+        )
+    if isinstance(s, Assign):
+        return Assign(s.var, sub(s.value))
+    if isinstance(s, Store):
+        return Store(s.buffer, sub(s.offset), sub(s.value))
+    args = tuple(
+        Address(a.buffer, sub(a.offset)) if isinstance(a, Address) else sub(a) for a in s.args
+    )
+    return Call(s.fn, args)
+
+
+def tiled_map(s: FlatStage, prefix: str = "i") -> tuple[tuple[Stmt, ...], Expr]:
+    """The tile body and the number of tiles of one map stage."""
+    s = split_axes(s)
+    order = by_stride(s.axes, s.offset)
+    s, order = merge_axes(s, order)
+    names, (offset, value) = rename(order, [s.offset, s.value], prefix)
+    if not names:
+        return (Store(s.buffer, offset, value),), ONE
+    store = Store(s.buffer, offset, value)
+    if len(names) == 1:
+        return blocked(names[0], store)
+    return nested(names, store)
+
+
+def rename(
+    order: Sequence[Axis], exprs: Sequence[Expr], prefix: str
+) -> tuple[list[Axis], list[Expr]]:
+    """Gives loop axes their canonical names."""
+    new = [Axis(f"{prefix}{k}", a.extent) for k, a in enumerate(order)]
+    table: dict[Expr, Expr] = dict(zip(order, new, strict=True))
+    return new, [rename_axes(e, table) for e in exprs]
+
+
+def blocked(a: Axis, *body: Stmt) -> tuple[tuple[Stmt, ...], Expr]:
+    """A single loop cut into blocks."""
+    n = as_int(a.extent)
+    if n is not None and n <= BLOCK:
+        return (loop(a, *body),), ONE
+    start = TILE * BLOCK
+    stop = apply("min", start + BLOCK, a.extent)
+    return (For(a, start, stop, tuple(body)),), ceil_div(a.extent, BLOCK)
+
+
+def nested(names: Sequence[Axis], *body: Stmt) -> tuple[tuple[Stmt, ...], Expr]:
+    """Outer axes form the tile space until what remains inside is large enough."""
+    split = len(names) - 1
+    while split > 1 and typical(product(a.extent for a in names[split:])) < GRAIN:
+        split -= 1
+    return with_tiles(names[:split], inner_loops(names[split:], *body))
+
+
+def inner_loops(names: Sequence[Axis], *body: Stmt) -> tuple[Stmt, ...]:
+    out: tuple[Stmt, ...] = tuple(body)
+    for a in reversed(names):
+        out = (loop(a, *out),)
+    return out
+
+
+def with_tiles(outer: Sequence[Axis], body: tuple[Stmt, ...]) -> tuple[tuple[Stmt, ...], Expr]:
+    """Derives the outer axes from the tile number."""
+    tiles = product(a.extent for a in outer)
+    sets: list[Stmt] = []
+    rest: Expr = TILE
+    if len(outer) == 1:
+        sets = [Assign(Var(outer[0].name), TILE)]
+    else:
+        for k in range(len(outer) - 1, -1, -1):
+            a = outer[k]
+            value = rest if k == 0 else apply("mod", rest, a.extent)
+            sets.append(Assign(Var(a.name), value))
+            rest = apply("floordiv", rest, a.extent)
+    table: dict[Expr, Expr] = {a: Var(a.name) for a in outer}
+    return (*sets, *(rename_statement(s, table) for s in body)), tiles
+
+
+__all__ = ["blocked", "concatenated", "finish_nest", "index", "nested", "pointwise", "tiled_map"]

@@ -1,0 +1,47 @@
+"""Exceptions of the public interface; every one is an `OnnxJitError`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class OnnxJitError(Exception):
+    """Base class of the errors that onnxjit raises on purpose."""
+
+
+class ModelError(OnnxJitError):
+    """The model cannot be used: not a model, truncated, inconsistent, external data missing."""
+
+
+class GraphError(OnnxJitError):
+    """A graph breaks its own rules (see `Graph.verify`): a defect of onnxjit, not of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnsupportedNode:
+    """One node that has no implementation, and why."""
+
+    name: str
+    domain: str
+    op: str
+    version: int
+    reason: str
+
+    def __str__(self) -> str:
+        domain = f"{self.domain}::" if self.domain else ""
+        return (
+            f"{domain}{self.op} (since version {self.version}) of node {self.name!r}: {self.reason}"
+        )
+
+
+class UnsupportedOperators(ModelError):
+    """The model holds nodes that have no implementation; `nodes` lists every one of them."""
+
+    def __init__(self, nodes: Iterable[UnsupportedNode]) -> None:
+        self.nodes: tuple[UnsupportedNode, ...] = tuple(nodes)
+        lines = "".join(f"\n  {node}" for node in self.nodes)
+        super().__init__(f"the model has {len(self.nodes)} unsupported node(s):{lines}")
+
+    def __reduce__(self) -> tuple[type[UnsupportedOperators], tuple[tuple[UnsupportedNode, ...]]]:
+        return type(self), (self.nodes,)

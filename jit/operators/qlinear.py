@@ -1,0 +1,238 @@
+"""Integer products and convolutions: 8-bit operands less their zero points, summed in int32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxjit.codegen.expr import ONE, Expr, apply, cast
+from onnxjit.codegen.tensor import DefinitionError, Tensor, compute, elementwise
+from onnxjit.operators.conv import conv_windows, convolve, with_bias
+from onnxjit.operators.matmul import product_of
+from onnxjit.operators.quantize import RANGES, each, requantized
+from onnxjit.operators.registry import Case, operator
+from onnxjit.operators.samples import draw
+
+
+def centred(x: Tensor, zero: Tensor | None) -> Tensor:
+    """x - zero in int32, under broadcasting."""
+    if x.dtype not in RANGES:
+        raise DefinitionError(f"{x.dtype} operands of integer products are not supported")
+    if zero is None:
+        return elementwise(lambda v: cast(v, "int32"), x)
+    return elementwise(lambda v, z: cast(v, "int32") - cast(z, "int32"), x, zero)
+
+
+def rows(s: Tensor | None) -> Tensor | None:
+    """A parameter of the left operand: a vector holds one value a row."""
+    if s is None or s.rank != 1 or s.shape[0] is ONE:
+        return single(s)
+    return compute((s.shape[0], 1), s.dtype, lambda i, _: s.at(i))
+
+
+def single(s: Tensor | None) -> Tensor | None:
+    """A vector of one value as a scalar."""
+    if s is None or s.rank != 1 or s.shape[0] is not ONE:
+        return s
+    return Tensor((), s.dtype, lambda _: s.at(0))
+
+
+@operator(
+    "MatMulInteger",
+    since=10,
+    cases=[
+        Case(
+            draw("uint8[4,3]", "int8[3,2]", np.array(2, "uint8"), np.array(1, "int8")),
+            label="scalars",
+        ),
+        Case(
+            draw("uint8[2,4,3]", "uint8[3,5]", None, np.array([1, 2, 0, 1, 2], "uint8")),
+            label="per column",
+        ),
+        Case(draw("int8[4,3]", "int8[3,2]"), label="no zero points"),
+        Case(
+            draw("uint8[128,768]", "int8[768,768]", np.array(128, "uint8")),
+            bench=True,
+            label="bert",
+        ),
+    ],
+)
+def matmul_integer(
+    a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
+) -> Tensor:
+    """The int32 product of (a - a_zero) and (b - b_zero)."""
+    return product_of(centred(a, rows(a_zero)), centred(b, single(b_zero)))
+
+
+def _scalar(value: float, dtype: str = "float32") -> np.ndarray:
+    return np.array(value, dtype)
+
+
+@operator(
+    "QLinearMatMul",
+    since=10,
+    cases=[
+        Case(
+            draw(
+                *("uint8[2,4,5]", _scalar(0.1), _scalar(1, "uint8")),
+                *("uint8[2,5,3]", _scalar(0.2), _scalar(2, "uint8")),
+                *(_scalar(0.3), _scalar(7, "uint8")),
+            ),
+            label="uint8",
+        ),
+        Case(
+            draw(
+                *("int8[4,5]", _scalar(0.1), _scalar(1, "int8")),
+                *("int8[5,3]", _scalar(0.2), _scalar(-2, "int8")),
+                *(_scalar(0.3), _scalar(7, "int8")),
+            ),
+            label="int8",
+        ),
+    ],
+)
+def qlinear_matmul(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero: Tensor,
+    y_scale: Tensor,
+    y_zero: Tensor,
+) -> Tensor:
+    """A matrix product of quantized operands, quantized again."""
+    total = product_of(centred(a, rows(a_zero)), centred(b, single(b_zero)))
+
+    def at(v: Expr, p: Expr, q: Expr, s: Expr, z: Expr) -> Expr:
+        left, right, out = (cast(t, "float32") for t in (p, q, s))
+        return requantized(cast(v, "float32") * apply("div", left * right, out), z, y_zero.dtype)
+
+    scales = (rows(a_scale), single(b_scale), rows(y_scale), rows(y_zero))
+    args = [t for t in scales if t is not None]
+    return each(at, y_zero.dtype, total, *args)
+
+
+def filters(s: Tensor | None, rank: int) -> Tensor | None:
+    """A parameter of the weights: a vector holds one value an output channel."""
+    s = single(s)
+    if s is None or s.rank == 0:
+        return s
+    vector = s
+    return compute((s.shape[0], *[1] * (rank - 1)), s.dtype, lambda k, *_: vector.at(k))
+
+
+def quantized_sum(
+    x: Tensor,
+    w: Tensor,
+    x_zero: Tensor | None,
+    w_zero: Tensor | None,
+    group: int,
+    auto_pad: str,
+    dilations: Sequence[int] | None,
+    kernel_shape: Sequence[int] | None,
+    pads: Sequence[int] | None,
+    strides: Sequence[int] | None,
+) -> Tensor:
+    """The int32 convolution; padding holds the zero point, which counts as 0."""
+    geometry = conv_windows(x, w, auto_pad, dilations, kernel_shape, pads, strides)
+    zero = single(x_zero)
+    fill = 0 if zero is None else zero.at()
+    weights = centred(w, filters(w_zero, w.rank))
+    return convolve(x, weights, geometry, group, fill, lambda t: centred(t, zero))
+
+
+@operator(
+    "ConvInteger",
+    since=10,
+    cases=[
+        Case(
+            draw(
+                "uint8[1,2,5,6]",
+                "uint8[3,2,3,3]",
+                _scalar(1, "uint8"),
+                np.array([1, 2, 0], "uint8"),
+            ),
+            {"pads": [1, 1, 1, 1]},
+            label="padded",
+        ),
+        Case(
+            draw("uint8[1,3,6,6]", "uint8[3,1,3,3]", _scalar(1, "uint8")),
+            {"group": 3, "pads": [1, 1, 1, 1]},
+            label="depthwise",
+        ),
+    ],
+)
+def conv_integer(
+    x: Tensor,
+    w: Tensor,
+    x_zero: Tensor | None = None,
+    w_zero: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """The int32 convolution of (x - x_zero) with (w - w_zero)."""
+    return quantized_sum(
+        x, w, x_zero, w_zero, group, auto_pad, dilations, kernel_shape, pads, strides
+    )
+
+
+@operator(
+    "QLinearConv",
+    since=10,
+    cases=[
+        Case(
+            draw(
+                *("uint8[1,2,5,6]", _scalar(0.1), _scalar(1, "uint8")),
+                *("int8[3,2,3,3]", np.array([0.1, 0.2, 0.3], "float32"), np.zeros(3, "int8")),
+                *(_scalar(0.2), _scalar(9, "uint8"), np.array([1, -40, 3], "int32")),
+            ),
+            {"pads": [1, 1, 1, 1], "strides": [2, 1]},
+            label="per channel",
+        ),
+        Case(
+            draw(
+                *("uint8[1,64,56,56]", _scalar(0.1), _scalar(128, "uint8")),
+                *("int8[64,64,3,3]", _scalar(0.1), _scalar(0, "int8")),
+                *(_scalar(0.2), _scalar(128, "uint8"), "int32[64]"),
+            ),
+            {"pads": [1, 1, 1, 1]},
+            bench=True,
+            label="resnet 3x3",
+        ),
+    ],
+)
+def qlinear_conv(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor,
+    y_scale: Tensor,
+    y_zero: Tensor,
+    bias: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """A convolution of quantized operands, quantized again; the bias counts x_scale · w_scale."""
+    total = quantized_sum(
+        x, w, x_zero, w_zero, group, auto_pad, dilations, kernel_shape, pads, strides
+    )
+    total = with_bias(total, bias, "int32")
+
+    def at(v: Expr, p: Expr, q: Expr, s: Expr, z: Expr) -> Expr:
+        return requantized(cast(v, "float32") * apply("div", p * q, s), z, y_zero.dtype)
+
+    scales = (single(x_scale), filters(w_scale, w.rank - 1), single(y_scale), single(y_zero))
+    return elementwise(at, total, *[t for t in scales if t is not None])

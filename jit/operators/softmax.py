@@ -1,0 +1,77 @@
+"""Softmax, its logarithm, and the one-hot maximum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnxjit.codegen import tensor as T
+from onnxjit.codegen.expr import apply, cast
+from onnxjit.codegen.kernel import product
+from onnxjit.codegen.tensor import NARROW, Tensor, cast_to, elementwise
+from onnxjit.operators.reduction import arg_extreme
+from onnxjit.operators.registry import Case, operator
+from onnxjit.operators.samples import FLOATS, draw
+from onnxjit.operators.sizes import normal_axis
+
+Row = Callable[[Tensor, int], Tensor]
+
+
+def softmax_of(x: Tensor, axis: int) -> Tensor:
+    """exp(x - max) / sum of the same along an axis; each exponential is computed once."""
+    w = cast_to(x, "float32") if x.dtype in NARROW else x
+    top = T.reduce("max", w, [axis], keepdims=True)
+    e = T.materialize(elementwise(lambda v, m: apply("exp", v - m), w, top))
+    total = T.reduce("sum", e, [axis], keepdims=True)
+    return cast_to(e / total, x.dtype)
+
+
+def log_softmax_of(x: Tensor, axis: int) -> Tensor:
+    """x - max - log(sum(exp(x - max))) along an axis."""
+    w = cast_to(x, "float32") if x.dtype in NARROW else x
+    top = T.reduce("max", w, [axis], keepdims=True)
+    total = T.reduce("sum", elementwise(lambda v, m: apply("exp", v - m), w, top), [axis], True)
+    return cast_to(
+        elementwise(lambda v, m, s: v - m - apply("log", s), w, top, total), x.dtype
+    )
+
+
+def hardmax_of(x: Tensor, axis: int) -> Tensor:
+    """1 at the first maximum along an axis, else 0."""
+    best = arg_extreme("max", x, axis, last=False)
+
+    def at(idx: tuple[T.Expr, ...]) -> T.Expr:
+        place = best.at(*idx[:axis], 0, *idx[axis + 1 :])
+        return cast(apply("eq", idx[axis], place), x.dtype)
+
+    return Tensor(x.shape, x.dtype, at)
+
+
+def _register(name: str, row: Row, *dtypes: str) -> None:
+    """A function of rows: since version 13 along one axis; before, of the matrix that the axes
+    before `axis` and those from it on make."""
+
+    @operator(name, since=1, until=12, cases=[
+        Case(draw("float32[2,3,5]")), Case(draw("float32[2,3,5]"), {"axis": 2}),
+        Case(draw("float32[2,3]"), {"axis": 0}),
+    ])  # fmt: skip
+    def flat(x: Tensor, *, axis: int = 1) -> Tensor:
+        axis = normal_axis(axis, x.rank)
+        if axis == x.rank - 1:
+            return row(x, axis)
+        matrix = T.reshape(x, [product(x.shape[:axis]), product(x.shape[axis:])])
+        return T.reshape(row(matrix, 1), x.shape)
+
+    @operator(name, since=13, cases=[
+        *(Case(draw(f"{d}[3,5]")) for d in dtypes),
+        Case(draw("float32[2,3,5]"), {"axis": 1}), Case(draw("float32[2,3,5]"), {"axis": 0}),
+        Case(draw("float32[0,5]")), Case(draw("float32[7,1]")),
+    ])  # fmt: skip
+    def define(x: Tensor, *, axis: int = -1) -> Tensor:
+        return row(x, normal_axis(axis, x.rank))
+
+
+_register("Softmax", softmax_of, *FLOATS)
+_register("LogSoftmax", log_softmax_of, *FLOATS)
+_register("Hardmax", hardmax_of, *FLOATS)
+
+__all__ = ["hardmax_of", "log_softmax_of", "softmax_of"]

@@ -1,0 +1,381 @@
+"""Lowering: traces every node's definition into a kernel over typed values with symbolic sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxjit import operators as _operators  # noqa: F401  (fills the operator table)
+from onnxjit.codegen.evaluate import evaluate
+from onnxjit.codegen.expr import (
+    Const,
+    Dim,
+    Expr,
+    Load,
+    as_int,
+    index,
+    leaves,
+    loads,
+    map_loads,
+    poly_terms,
+    to_text,
+)
+from onnxjit.codegen.kernel import Kernel, Stage, TensorType, product, prune, used_inputs
+from onnxjit.codegen.scalar_functions import numpy_dtype
+from onnxjit.codegen.tensor import (
+    DefinitionError,
+    NeedsValue,
+    Tensor,
+    Trace,
+    finish,
+    placeholder,
+)
+from onnxjit.dims import DimExpr
+from onnxjit.errors import ModelError, UnsupportedNode, UnsupportedOperators
+from onnxjit.graph import Graph, Node, Value
+from onnxjit.operators.registry import Operator, find, keyword_arguments
+from onnxjit.program import DimSource, Guard, HostCall, KernelCall, Program
+
+FOLD_ELEMENTS = 65536
+"""Constant results up to this size are computed while lowering; larger ones after fusion, when
+most of them have become index maps of their readers."""
+
+KNOWN_ELEMENTS = 256
+"""Integer tensors up to this size are followed symbolically (shape arithmetic)."""
+
+
+def lower(graph: Graph) -> Program:
+    """The program that computes `graph`.
+
+    Raises `UnsupportedOperators` listing every node without a definition, `ModelError` for nodes
+    whose inputs break their specification.
+    """
+    return _Lowering(graph).program()
+
+
+class _Lowering:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.ids: dict[str, str] = {}
+        self.types: dict[str, TensorType] = {}
+        self.constants: dict[str, np.ndarray] = {}
+        self.known: dict[str, np.ndarray] = {}
+        self.labels: dict[str, str] = {}
+        self.calls: list[KernelCall | HostCall] = []
+        self.dims: list[DimSource] = []
+        self.guards: dict[tuple[Expr, Expr], str] = {}
+        self.unsupported: list[UnsupportedNode] = []
+        self.count = 0
+
+    def program(self) -> Program:
+        g = self.graph
+        for v in g.inputs:
+            self.input(v)
+        for name, data in g.constants.items():
+            self.constant(self.value(name), data)
+        for node in g.nodes:
+            self.node(node)
+        if self.unsupported:
+            raise UnsupportedOperators(self.unsupported)
+        inputs = tuple(self.ids[v.name] for v in g.inputs)
+        program = Program(
+            inputs,
+            tuple(self.ids[v.name] for v in g.outputs),
+            tuple(self.calls),
+            self.types,
+            self.constants,
+            self.labels,
+            tuple(self.dims),
+            tuple(Guard(a, b, m) for (a, b), m in self.guards.items()),
+        )
+        return prune_program(program)
+
+    # --- values -------------------------------------------------------------------------------
+
+    def value(self, name: str) -> str:
+        """A new value id for a model's name ("" for a value that only we have)."""
+        vid = f"v{self.count}"
+        self.count += 1
+        if name:
+            self.ids[name] = vid
+            self.labels[vid] = name
+        return vid
+
+    def constant(self, vid: str, data: np.ndarray) -> None:
+        data = np.asarray(data)
+        self.constants[vid] = data
+        name = dtype_name(data)
+        self.types[vid] = TensorType(name, tuple(index(d) for d in data.shape))
+        if data.size <= KNOWN_ELEMENTS and data.dtype.kind in "iubfV" and data.dtype != object:
+            self.known[vid] = data
+
+    def input(self, v: Value) -> None:
+        if v.dtype == "string" or "(" in v.dtype or not v.dtype:
+            raise ModelError(f"input {v.name!r} has type {v.dtype or 'unknown'}: not supported")
+        if v.shape is None:
+            raise ModelError(f"input {v.name!r} has no rank: not supported")
+        vid = self.value(v.name)
+        shape: list[Expr] = []
+        for axis, d in enumerate(v.shape):
+            shape.append(self.input_dim(vid, axis, d, v.name))
+        self.types[vid] = TensorType(v.dtype, tuple(shape))
+
+    def input_dim(self, vid: str, axis: int, d: Any, name: str) -> Expr:
+        if isinstance(d, int):
+            return index(d)
+        labels = {s.id: s.name for s in self.graph.dims}
+        e = dim_expression(d)
+        have = {s.name for s in self.dims}
+        symbols = sorted(x.name for x in leaves(e) if isinstance(x, Dim))
+        new = [s for s in symbols if s not in have]
+        if not new:
+            return e
+        terms = poly_terms(e)
+        simple = len(symbols) == 1 and all(t in ((), (Dim(new[0]),)) for t in terms)
+        if simple and terms[(Dim(new[0]),)] > 0:
+            factor, offset = terms[(Dim(new[0]),)], terms.get((), 0)
+            label = labels.get(new[0]) or f"{name}[{axis}]"
+            self.dims.append(DimSource(new[0], vid, axis, factor, offset, label))
+            return e
+        fresh = self.fresh_dim(vid, axis, to_text(e))
+        if not set(symbols) - have:
+            self.guards[(fresh, e)] = f"axis {axis} of input {name!r}"
+        return fresh
+
+    def fresh_dim(self, vid: str, axis: int, label: str) -> Expr:
+        taken = {s.name for s in self.dims} | {s.id for s in self.graph.dims}
+        k = len(taken)
+        while f"d{k}" in taken:
+            k += 1
+        self.dims.append(DimSource(f"d{k}", vid, axis, 1, 0, label))
+        return Dim(f"d{k}")
+
+    # --- nodes --------------------------------------------------------------------------------
+
+    def node(self, node: Node, depth: int = 0) -> None:
+        op = find(node.domain, node.op, node.version)
+        ready = all(not x or x in self.ids for x in node.inputs)
+        if op is None:
+            self.inline(node, ready, depth)
+            return
+        if not ready:
+            return
+        try:
+            if op.host:
+                self.host(node, op)
+            else:
+                self.kernel(node, op)
+        except NeedsValue as e:
+            label = self.labels.get(e.buffer, e.buffer)
+            self.reject(node, f"it needs the contents of {label!r}, which depend on run-time data")
+        except DefinitionError as e:
+            raise ModelError(f"{node}: {e}") from e
+
+    def reject(self, node: Node, reason: str) -> None:
+        self.unsupported.append(
+            UnsupportedNode(node.name, node.domain, str(node.op), node.version, reason)
+        )
+
+    def inline(self, node: Node, ready: bool, depth: int) -> None:
+        """Expands a node by the function body of its schema."""
+        from onnxjit.importer_functions import inline_schema_function
+
+        values = [self.graph_value(x) if x and x in self.ids else None for x in node.inputs]
+        body = inline_schema_function(node, values, taken=self.ids) if depth < 8 else None
+        if body is None:
+            self.reject(node, "there is no definition of this operator")
+            return
+        if ready:
+            for inner in body:
+                self.node(inner, depth + 1)
+
+    def graph_value(self, name: str) -> Value:
+        t = self.types[self.ids[name]]
+        shape = tuple(s if (s := as_int(d)) is not None else DimExpr("symbol", (to_text(d),)) for d in t.shape)
+        return Value(name, t.dtype, shape)
+
+    def arguments(self, node: Node) -> list[Tensor | None]:
+        out: list[Tensor | None] = []
+        for name in node.inputs:
+            if not name:
+                out.append(None)
+                continue
+            vid = self.ids[name]
+            out.append(placeholder(vid, self.types[vid], self.known.get(vid)))
+        return out
+
+    def kernel(self, node: Node, op: Operator) -> None:
+        outputs = [o for o in node.outputs]
+        while outputs and not outputs[-1]:
+            outputs.pop()
+        trace = Trace()
+        with trace.active():
+            args = self.arguments(node)
+            try:
+                keywords = keyword_arguments(op, node.attrs, len(outputs), node.version)
+                result = op.define(*args, **keywords)
+            except TypeError as e:
+                raise DefinitionError(str(e)) from e
+            results = list(result) if isinstance(result, tuple | list) else [result]
+            if len(results) < len(outputs):
+                raise DefinitionError(f"{len(outputs)} outputs, the operator has {len(results)}")
+            made = [(self.value(n), n, t) for n, t in zip(outputs, results, strict=False) if n]
+            inputs = [self.ids[n] for n in dict.fromkeys(node.inputs) if n]
+            kernel = finish(kernel_name(node), trace, [(v, t) for v, _, t in made], inputs)
+        for a, b in trace.guards:
+            self.guards.setdefault((a, b), str(node))
+        fixed = all(v in self.constants for v in inputs)
+        for vid, _, t in made:
+            self.types[vid] = kernel.types[vid]
+            self.follow(vid, t)
+        if all(v in self.constants for v, _, _ in made):
+            return
+        if fixed and self.fold(kernel, inputs):
+            return
+        kernel = self.fold_stages(kernel)
+        self.calls.append(KernelCall(kernel, (str(node.op),)))
+
+    def follow(self, vid: str, t: Tensor) -> None:
+        """Keeps the contents of a small tensor when they are an expression of sizes alone."""
+        count = as_int(product(t.shape))
+        if count is None or count > KNOWN_ELEMENTS or t.dtype not in _FOLLOWED:
+            return
+        try:
+            values = t.values()
+        except NeedsValue:
+            return
+        shape = [as_int(d) or 0 for d in t.shape]
+        if all(isinstance(v, Const) for v in values):
+            data = np.array([v.value for v in values if isinstance(v, Const)])
+            data = data.astype(numpy_dtype(t.dtype)).reshape(shape)
+            self.constants[vid] = self.known[vid] = data
+            return
+        array = np.empty(len(values), dtype=object)
+        array[:] = values
+        self.known[vid] = array.reshape(shape)
+
+    def fold(self, kernel: Kernel, inputs: Sequence[str]) -> bool:
+        """Computes a kernel of constants now, unless it is large."""
+        sizes = [as_int(kernel.types[v].elements) for v in (*kernel.outputs, *kernel.inputs)]
+        if any(s is None or s > FOLD_ELEMENTS for s in sizes):
+            return False
+        if any((as_int(product(a.extent for a in r.axes)) or 0) * (as_int(product(a.extent for a in s.axes)) or 0) > 1 << 22 for s in kernel.stages for r in s.reduces):
+            return False
+        results = evaluate(kernel, {v: self.constants[v] for v in kernel.inputs})
+        for vid, data in zip(kernel.outputs, results, strict=True):
+            self.constant(vid, data)
+        return True
+
+    def fold_stages(self, kernel: Kernel) -> Kernel:
+        """Replaces stages that only constants enter by new constants."""
+        stages: list[Stage] = []
+        done: dict[str, str] = {}
+        types = dict(kernel.types)
+
+        def renamed(x: Load) -> Expr | None:
+            return Load(done[x.buffer], x.index, x.dtype) if x.buffer in done else None
+
+        for s in kernel.stages:
+            if done:
+                s = Stage(s.buffer, s.axes, map_loads(s.value, renamed), s.index)
+            reads = {x.buffer for x in loads(s.value)}
+            count = as_int(product(a.extent for a in s.axes))
+            if (
+                s.buffer in kernel.outputs
+                or not reads
+                or not reads <= self.constants.keys()
+                or count is None
+                or count > FOLD_ELEMENTS
+                or s.index
+            ):
+                stages.append(s)
+                continue
+            part = Kernel("fold", tuple(reads), (s.buffer,), (s,), types)
+            (data,) = evaluate(part, {v: self.constants[v] for v in reads})
+            vid = self.value("")
+            self.constant(vid, data)
+            types[vid] = self.types[vid]
+            done[s.buffer] = vid
+        if not done:
+            return kernel
+        kept = prune(tuple(stages), kernel.outputs)
+        candidates = [*kernel.inputs, *done.values()]
+        return Kernel(kernel.name, used_inputs(kept, candidates), kernel.outputs, kept, types)
+
+    def host(self, node: Node, op: Operator) -> None:
+        assert op.infer is not None
+        outputs = list(node.outputs)
+        while outputs and not outputs[-1]:
+            outputs.pop()
+        inputs = [self.ids[n] if n else "" for n in node.inputs]
+        while inputs and not inputs[-1]:
+            inputs.pop()
+        known = all(not v or v in self.constants for v in inputs)
+        trace = Trace()
+        keywords = keyword_arguments(op, node.attrs, len(outputs), node.version)
+        if known and not node.op.startswith(("Random", "Bernoulli", "Multinomial")):
+            arrays = [self.constants[v] if v else None for v in inputs]
+            result = op.define(*arrays, **keywords)
+            results = list(result) if isinstance(result, tuple | list) else [result]
+            for name, data in zip(outputs, results, strict=False):
+                if name:
+                    self.constant(self.value(name), np.ascontiguousarray(data).reshape(np.shape(data)))
+            return
+        with trace.active():
+            types = list(op.infer(*self.arguments(node), **keywords))
+        vids = []
+        for name, t in zip(outputs, types, strict=False):
+            vid = self.value(name)
+            vids.append(vid)
+            shape = tuple(
+                self.fresh_dim(vid, axis, f"{name}[{axis}]") if d is None else index(d)
+                for axis, d in enumerate(t.shape)
+            )
+            self.types[vid] = TensorType(t.dtype, shape)
+        attrs = dict(keywords)
+        self.calls.append(
+            HostCall(
+                (op.domain, op.name, op.since), attrs, tuple(inputs), tuple(vids), (str(node.op),)
+            )
+        )
+
+
+_FOLLOWED = ("int64", "int32", "bool", "float32", "float64")
+
+
+def kernel_name(node: Node) -> str:
+    """A name of our own making for the kernel of a node: the operator's registered name."""
+    return str(node.op).lower() if str(node.op).isidentifier() else "kernel"
+
+
+def dtype_name(data: np.ndarray) -> str:
+    return "string" if data.dtype == object or data.dtype.kind in "SU" else data.dtype.name
+
+
+def dim_expression(d: Any) -> Expr:
+    """An index expression for a size of the graph."""
+    if isinstance(d, int):
+        return index(d)
+    if d.op == "symbol":
+        return Dim(str(d.args[0]))
+    a, b = (dim_expression(x) for x in d.args)
+    return {
+        "+": lambda: a + b,
+        "-": lambda: a - b,
+        "*": lambda: a * b,
+        "//": lambda: a // b,
+    }[d.op]()
+
+
+def prune_program(p: Program) -> Program:
+    """Drops calls and constants that no output needs."""
+    need = set(p.outputs)
+    kept = []
+    for c in reversed(p.calls):
+        if need & set(c.outputs):
+            kept.append(c)
+            need |= set(c.inputs)
+    constants = {v: a for v, a in p.constants.items() if v in need}
+    return p.replace(calls=tuple(reversed(kept)), constants=constants)

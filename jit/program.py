@@ -1,0 +1,120 @@
+"""The lowered model: calls of kernels and host functions over typed values, in execution order.
+
+Value ids are generated here (v0, v1, …); the model's own names live in `labels` for messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from onnxjit.codegen.expr import Expr
+from onnxjit.codegen.kernel import Kernel, TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """One kernel; its buffer names are value ids. `origin` lists the ONNX nodes it computes."""
+
+    kernel: Kernel
+    origin: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.kernel.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.kernel.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """A function that NumPy computes between kernels. "" among inputs is an omitted optional."""
+
+    operator: tuple[str, str, int]
+    attrs: Mapping[str, Any] = field(hash=False)
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    origin: tuple[str, ...]
+
+
+Call = KernelCall | HostCall
+
+
+@dataclass(frozen=True, slots=True)
+class DimSource:
+    """A symbolic size and where it is read: an axis of an input, as `factor * dim + offset`, or
+    an axis of a host call's result."""
+
+    name: str
+    value: str
+    axis: int
+    factor: int = 1
+    offset: int = 0
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Two sizes that definitions assumed to be equal."""
+
+    left: Expr
+    right: Expr
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """`layouts` gives the physical axis order of values that are not row-major."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    calls: tuple[Call, ...]
+    types: Mapping[str, TensorType]
+    constants: Mapping[str, np.ndarray]
+    labels: Mapping[str, str]
+    dims: tuple[DimSource, ...] = ()
+    guards: tuple[Guard, ...] = ()
+    layouts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> Program:
+        return replace(self, **changes)
+
+    def uses(self) -> dict[str, int]:
+        """How many calls read each value; being an output counts as a use."""
+        count: dict[str, int] = dict.fromkeys(self.outputs, 1)
+        for c in self.calls:
+            for v in dict.fromkeys(c.inputs):
+                if v:
+                    count[v] = count.get(v, 0) + 1
+        return count
+
+    def kernels(self) -> Iterator[KernelCall]:
+        return (c for c in self.calls if isinstance(c, KernelCall))
+
+    def verify(self) -> None:
+        """Every value is defined once, before it is used, and has a type."""
+        known = {*self.inputs, *self.constants}
+        for c in self.calls:
+            for v in c.inputs:
+                assert not v or v in known, f"{v} is read before it is made"
+            for v in c.outputs:
+                assert v not in known, f"{v} is made twice"
+                assert v in self.types, f"{v} has no type"
+            known |= set(c.outputs)
+        missing = [v for v in self.outputs if v not in known]
+        assert not missing, f"outputs {missing} are never made"
+
+    def __str__(self) -> str:
+        lines = [f"program({', '.join(f'{v}: {self.types[v]}' for v in self.inputs)})"]
+        for c in self.calls:
+            if isinstance(c, KernelCall):
+                lines.append("  " + str(c.kernel).replace("\n", "\n  "))
+            else:
+                lines.append(f"  host {c.operator[1]}({', '.join(c.inputs)}) -> {c.outputs}")
+        lines.append(f"  return {', '.join(self.outputs)}")
+        return "\n".join(lines)

@@ -1,0 +1,238 @@
+"""The compiled model as data: sizes, buffers and steps. Serialisable as JSON; constants live beside it.
+
+An expression is an `int` or a string of integer arithmetic over the generated names d0, d1, ...
+(`+ - * // % ( ) , min max`). Labels are for messages only and are never evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+Expression = int | str
+FORMAT = 1
+KINDS = ("constant", "input", "output", "arena", "host")
+
+_EXPRESSION = re.compile(r"(?:d\d+|\d+|min\(|max\(|//|[-+*%(), ])*")
+_NAME = re.compile(r"d\d+")
+
+
+class PlanError(ValueError):
+    """A plan that does not make sense: a defect of whoever wrote it, not of the caller's inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a size is read: `shape[axis] == factor * d + offset` of a buffer's array.
+
+    `buffer` is of kind input or host. With `axis` None the size is element `element` (in flat order)
+    of the integer array itself, for host buffers alone.
+    """
+
+    buffer: int
+    axis: int | None
+    factor: int = 1
+    offset: int = 0
+    element: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """A symbolic size. `name` is d0, d1, ... in order; `label` is shown to people."""
+
+    name: str
+    source: Source
+    label: str = ""
+    minimum: int = 0
+    maximum: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A condition on sizes: `left relation right`, relation one of == != <= < >= >; else `message`."""
+
+    left: Expression
+    relation: str
+    right: Expression
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Storage shared with `buffer` from byte `offset` on (views, slices, in-place results)."""
+
+    buffer: int
+    offset: Expression = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Memory that steps read and write.
+
+    kind: "constant" (the k-th constant buffer is the k-th array given to the executor), "input" (the
+    caller's array, C-contiguous), "output" (a new array per run), "arena" (planned memory; lifetimes
+    follow from the steps), "host" (the array that a host step returned).
+    dtype: NumPy's name, or "string" (object array) or "object" (any Python value; host steps only).
+    nbytes: size in bytes; may exceed that of `shape` (padding, blocked layouts).
+    shape: needed for input and output and for whatever a host step reads.
+    """
+
+    kind: str
+    dtype: str
+    nbytes: Expression
+    shape: tuple[Expression, ...] | None = None
+    alias: Alias | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One kernel over tiles [0, tiles): `kernel(ptrs, ints, scratch, begin, end)`.
+
+    kernel: symbol. buffers: ids behind ptrs. scratch: bytes per thread. serial: never split over threads.
+    flops and bytes (whole step) size the chunks and feed the profile; both 0 means unknown, and then a
+    tile counts as a microsecond of work.
+    """
+
+    kernel: str
+    buffers: tuple[int, ...]
+    ints: tuple[Expression, ...] = ()
+    tiles: Expression = 1
+    scratch: Expression = 0
+    serial: bool = False
+    flops: Expression = 0
+    bytes: Expression = 0
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostStep:
+    """A Python callable between native segments: `function(arrays, attributes) -> sequence of arrays`.
+
+    `function` is a key of the executor's host table. Results fill the buffers `outputs` (kind host) and
+    may define sizes (a `Dim` whose source is one of them).
+    """
+
+    function: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A compiled model: `steps` run in order; `inputs` and `outputs` are buffer ids.
+
+    An output may be any buffer and may repeat: whatever is not a plain output buffer is copied.
+    """
+
+    buffers: tuple[Buffer, ...]
+    steps: tuple[Step | HostStep, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    dims: tuple[Dim, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+    def constants(self) -> list[int]:
+        """Ids of the constant buffers, in the order in which the executor wants their arrays."""
+        return [i for i, b in enumerate(self.buffers) if b.kind == "constant" and b.alias is None]
+
+    def kernels(self) -> list[str]:
+        """Distinct kernel symbols, in order of first use."""
+        return list(dict.fromkeys(s.kernel for s in self.steps if isinstance(s, Step)))
+
+    def to_json(self) -> str:
+        """Text that `from_json` turns into an equal plan. Raises `TypeError` for other attributes."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "buffers": [
+                    [b.kind, b.dtype, b.nbytes, b.shape, _row(b.alias), b.label]
+                    for b in self.buffers
+                ],
+                "steps": [
+                    ["step", *_fields(s)] if isinstance(s, Step) else ["host", *_fields(s)]
+                    for s in self.steps
+                ],
+                "inputs": self.inputs,
+                "outputs": self.outputs,
+                "dims": [
+                    [d.name, _row(d.source), d.label, d.minimum, d.maximum] for d in self.dims
+                ],
+                "checks": [_row(c) for c in self.checks],
+            },
+            separators=(",", ":"),
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """The inverse of `to_json`. Raises `PlanError` for another format."""
+        data = json.loads(text)
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PlanError("not a plan of this version")
+        return Plan(
+            buffers=tuple(
+                Buffer(
+                    kind,
+                    dtype,
+                    nbytes,
+                    None if shape is None else tuple(shape),
+                    None if alias is None else Alias(*alias),
+                    label,
+                )
+                for kind, dtype, nbytes, shape, alias, label in data["buffers"]
+            ),
+            steps=tuple(_step(*row) for row in data["steps"]),
+            inputs=tuple(data["inputs"]),
+            outputs=tuple(data["outputs"]),
+            dims=tuple(
+                Dim(name, Source(*source), label, minimum, maximum)
+                for name, source, label, minimum, maximum in data["dims"]
+            ),
+            checks=tuple(Check(*row) for row in data["checks"]),
+        )
+
+
+def _fields(item: Any) -> list[Any]:
+    return [getattr(item, name) for name in item.__dataclass_fields__]
+
+
+def _row(item: Any) -> list[Any] | None:
+    return None if item is None else _fields(item)
+
+
+def _step(tag: str, *row: Any) -> Step | HostStep:
+    if tag == "host":
+        function, inputs, outputs, attributes, name = row
+        return HostStep(function, tuple(inputs), tuple(outputs), attributes, name)
+    kernel, buffers, ints, *rest = row
+    return Step(kernel, tuple(buffers), tuple(ints), *rest)
+
+
+def names_of(expression: Expression) -> set[str]:
+    """The sizes an expression reads. Raises `PlanError` for text that is not such an expression."""
+    if isinstance(expression, int):
+        return set()
+    if not _EXPRESSION.fullmatch(expression) or not expression.strip():
+        raise PlanError(f"not an expression over sizes: {expression!r}")
+    return set(_NAME.findall(expression))
+
+
+@cache
+def dtype_of(name: str) -> np.dtype:
+    """NumPy's dtype object of a name; bfloat16 and the small types come from ml_dtypes."""
+    if name in ("string", "object"):
+        return np.dtype(object)
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))

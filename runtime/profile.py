@@ -1,0 +1,81 @@
+"""Step times of one run, next to what the plan says about each step's work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One step of one run. `seconds` is wall time; `busy` is each thread's time in the kernel."""
+
+    name: str
+    kernel: str
+    seconds: float
+    flops: int
+    bytes: int
+    tiles: int
+    chunks: int
+    busy: tuple[float, ...]
+
+    @property
+    def gflops(self) -> float:
+        """GFLOP/s, 0 where the plan gives no operation count."""
+        return self.flops / self.seconds * 1e-9 if self.seconds else 0.0
+
+    @property
+    def gbytes(self) -> float:
+        """GB/s, 0 where the plan gives no byte count."""
+        return self.bytes / self.seconds * 1e-9 if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a stage's native steps left behind: labels and costs per step, and the raw clock values."""
+
+    names: Sequence[str]
+    kernels: Sequence[str]
+    flops: np.ndarray
+    bytes: np.ndarray
+    tiles: np.ndarray
+    chunks: np.ndarray
+    times: np.ndarray  # int64 ns: (start, end) per step, then busy per thread and step
+
+
+def step_times(records: Sequence[Record]) -> list[StepTime]:
+    """Rows in the order in which the steps ran."""
+    rows = []
+    for record in records:
+        steps = len(record.names)
+        spans = record.times[: 2 * steps].reshape(steps, 2)
+        seconds = (spans[:, 1] - spans[:, 0]) * 1e-9
+        busy = record.times[2 * steps :].reshape(-1, steps).T * 1e-9 if steps else seconds
+        rows += [
+            StepTime(
+                record.names[i],
+                record.kernels[i],
+                float(seconds[i]),
+                int(record.flops[i]),
+                int(record.bytes[i]),
+                int(record.tiles[i]),
+                int(record.chunks[i]),
+                tuple(busy[i].tolist()),
+            )
+            for i in range(steps)
+        ]
+    return rows
+
+
+def table(rows: Sequence[StepTime]) -> str:
+    """The rows as text, slowest first, with each one's share of the total."""
+    total = sum(row.seconds for row in rows) or 1.0
+    lines = [f"{'step':<40} {'us':>10} {'%':>6} {'GFLOP/s':>9} {'GB/s':>8} {'chunks':>7}"]
+    lines += [
+        f"{row.name or row.kernel:<40.40} {row.seconds * 1e6:>10.2f} "
+        f"{row.seconds / total * 100:>6.1f} {row.gflops:>9.2f} {row.gbytes:>8.2f} {row.chunks:>7}"
+        for row in sorted(rows, key=lambda row: -row.seconds)
+    ]
+    return "\n".join(lines)
