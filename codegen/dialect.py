@@ -70,8 +70,11 @@ def compile_ir(
     The text has the host's triple and data layout; besides "kernel" it has internal functions and
     declarations of LLVM intrinsics, of `symbols` and of names in `external_symbols()`. A source may
     set `FASTMATH` to a tuple of LLVM fast-math flags for its own arithmetic; the elementary
-    functions never carry any. `native_half` says that the target has instructions between half and
-    float (x86: feature f16c), else float16 elements are converted by integer arithmetic. Raises Numba's TypingError for what the dialect does not have.
+    functions never carry any. `native_half` says that the target has instructions between half
+    and float (x86: feature f16c), else float16 elements are converted by integer arithmetic.
+
+    Raises ValueError for an unknown symbol, Numba's TypingError for a name or a combination of
+    types that the dialect does not have. One compilation at a time: it holds Numba's global lock.
     """
     scope = namespace(symbols)
     exec(compile(source, filename, "exec"), scope)

@@ -20,12 +20,14 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.lowering import Lower
 from numba.core.targetconfig import ConfigStack
 from numba.core.typed_passes import type_inference_stage
-from onnxjit.codegen.dialect_convert import I64, POINTER
+from onnxjit.codegen.dialect_convert import I64, POINTER, convert, llvm_type
 from onnxjit.codegen.dialect_types import (
+    EMITTERS,
     Buffer,
     PointerTable,
     ScratchMemory,
-    lowering_registry,
+    is_scalar,
+    resolve,
     typing_registry,
 )
 
@@ -34,19 +36,58 @@ ARGUMENTS = (PointerTable(), Buffer("int64", "ints"), ScratchMemory(), types.int
 _FLAGGED = frozenset(("fadd", "fsub", "fmul", "fdiv", "fneg"))
 
 
+def _key(function: Any) -> Any:
+    return function.typing_key if isinstance(function, types.Function) else function
+
+
 class _Typing(typing.BaseContext):
     """A typing context that knows the dialect only."""
 
     def refresh(self) -> None:
         self.install_registry(typing_registry)
 
+    def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
+        return resolve(_key(func), args, kws)
+
+
+class _Bound:
+    """An emitter in the form that lowering calls."""
+
+    __slots__ = ("context", "emit", "sig")
+
+    def __init__(self, emit: Any, context: Any, sig: Any) -> None:
+        self.emit = emit
+        self.context = context
+        self.sig = sig
+
+    def __call__(self, builder: ir.IRBuilder, args: Any, loc: Any = None) -> Any:
+        return self.emit(self.context, builder, self.sig, args)
+
 
 class _Target(cpu.CPUContext):
     """A lowering context that knows the dialect only."""
 
     def refresh(self) -> None:
-        self.install_registry(lowering_registry)
         self.typing_context.refresh()
+
+    def get_function(self, fn: Any, sig: Any, _firstcall: bool = True) -> Any:
+        emit = EMITTERS.get(_key(fn))
+        if emit is None:
+            raise NotImplementedError(f"the kernel dialect has no {fn}")
+        return _Bound(emit, self, sig)
+
+    def cast(self, builder: ir.IRBuilder, val: Any, fromty: Any, toty: Any) -> Any:
+        if fromty == toty:
+            return val
+        if is_scalar(fromty) and is_scalar(toty):
+            return convert(builder, val, fromty, toty)
+        return super().cast(builder, val, fromty, toty)
+
+    def get_constant_generic(self, builder: ir.IRBuilder, ty: Any, val: Any) -> Any:
+        if is_scalar(ty):
+            number = float(val) if isinstance(ty, types.Float) else int(val)
+            return ir.Constant(llvm_type(types.unliteral(ty)), number)
+        return self.get_dummy_value()
 
     def post_lowering(self, mod: ir.Module, library: Any) -> None:
         pass

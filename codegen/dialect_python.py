@@ -36,7 +36,7 @@ class Buffer:
         type_ = _NUMPY[self.dtype]
         size = int(count) * type_.itemsize
         raw = (ctypes.c_uint8 * size).from_address(self.address + int(start) * type_.itemsize)
-        return np.frombuffer(raw, dtype=type_)
+        return np.ctypeslib.as_array(raw).view(type_)
 
     def __getitem__(self, index: int) -> Any:
         value = self.view(index, 1)[0]
@@ -198,7 +198,7 @@ def _sigmoid(x: Any) -> Any:
 
 def _round_half(dtype: str) -> Callable[[Any], Any]:
     def call(x: Any) -> Any:
-        wide = np.float64(x)
+        wide: Any = np.float64(x)
         if dtype == "bfloat16":  # ml_dtypes rounds float64 twice: round to odd in between
             near = np.float32(wide)
             if near != wide and not np.isnan(near):

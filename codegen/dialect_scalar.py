@@ -13,7 +13,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 from numba.core.typing import signature
-from onnxjit.codegen import scalar_math
+from onnxjit.codegen import dialect_integer, scalar_math
 from onnxjit.codegen.dialect_convert import (
     F32,
     F64,
@@ -30,34 +30,9 @@ from onnxjit.codegen.dialect_types import (
     Operation,
     common,
     is_scalar,
-    lowering_registry,
     register,
 )
 from onnxjit.codegen.scalar_builder import declare
-
-
-def _cast(context: Any, builder: Any, source: Any, target: Any, value: Any) -> Any:
-    return convert(builder, value, source, target)
-
-
-def _constant(context: Any, builder: Any, type_: Any, value: Any) -> Any:
-    number = float(value) if isinstance(type_, types.Float) else int(value)
-    return ir.Constant(llvm_type(type_), number)
-
-
-def _dummy(context: Any, builder: Any, type_: Any, value: Any) -> Any:
-    return context.get_dummy_value()
-
-
-_SCALARS = (types.Integer, types.Float, types.Boolean)
-_LITERALS = (types.IntegerLiteral, types.BooleanLiteral)
-for _source in (*_SCALARS, *_LITERALS):
-    for _target in _SCALARS:
-        lowering_registry.lower_cast(_source, _target)(_cast)
-for _type in (*_SCALARS, *_LITERALS):
-    lowering_registry.lower_constant(_type)(_constant)
-for _type in (types.Dummy, types.Function):
-    lowering_registry.lower_constant(_type)(_dummy)
 
 
 def _float(type_: types.Type | None) -> bool:
@@ -113,46 +88,6 @@ def _emit_neg(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return builder.fneg(args[0]) if _float(sig.return_type) else builder.neg(args[0])
 
 
-def _guarded(builder: Any, x: Any, y: Any, signed: bool) -> tuple[Any, Any]:
-    """(divisor without traps, whether the true one is zero); MIN / -1 wraps to MIN."""
-    zero, one = ir.Constant(y.type, 0), ir.Constant(y.type, 1)
-    is_zero = builder.icmp_unsigned("==", y, zero)
-    trap = is_zero
-    if signed:
-        lowest = ir.Constant(y.type, -(1 << (y.type.width - 1)))
-        overflow = builder.and_(
-            builder.icmp_signed("==", x, lowest),
-            builder.icmp_signed("==", y, ir.Constant(y.type, -1)),
-        )
-        trap = builder.or_(is_zero, overflow)
-    return builder.select(trap, one, y), is_zero
-
-
-def _int_division(floor: bool, remainder: bool, force_unsigned: bool) -> Callable[..., Any]:
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        x, y = args
-        signed = sig.return_type.signed and not force_unsigned
-        safe, is_zero = _guarded(builder, x, y, signed)
-        zero = ir.Constant(x.type, 0)
-        if not signed:
-            result = builder.urem(x, safe) if remainder else builder.udiv(x, safe)
-            return builder.select(is_zero, zero, result)
-        result = builder.srem(x, safe) if remainder else builder.sdiv(x, safe)
-        if floor:
-            rest = result if remainder else builder.sub(x, builder.mul(result, safe))
-            wrong = builder.and_(
-                builder.icmp_signed("!=", rest, zero),
-                builder.icmp_signed("<", builder.xor(rest, safe), zero),
-            )
-            if remainder:
-                result = builder.add(result, builder.select(wrong, safe, zero))
-            else:
-                result = builder.sub(result, builder.zext(wrong, x.type))
-        return builder.select(is_zero, zero, result)
-
-    return emit
-
-
 def _emit_floor_float(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     name = f"llvm.floor.f{sig.return_type.bitwidth}"
     quotient = builder.fdiv(*args)
@@ -177,52 +112,6 @@ def _math(name: str) -> Callable[..., Any]:
 
 def _identity(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return args[0]
-
-
-def _emit_abs_int(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    if kind_of(sig.return_type) != "i":
-        return args[0]
-    negative = builder.icmp_signed("<", args[0], ir.Constant(args[0].type, 0))
-    return builder.select(negative, builder.neg(args[0]), args[0])
-
-
-def _emit_sign_int(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    zero = ir.Constant(args[0].type, 0)
-    if kind_of(sig.return_type) != "i":
-        return builder.zext(builder.icmp_unsigned("!=", args[0], zero), args[0].type)
-    positive = builder.zext(builder.icmp_signed(">", args[0], zero), args[0].type)
-    negative = builder.zext(builder.icmp_signed("<", args[0], zero), args[0].type)
-    return builder.sub(positive, negative)
-
-
-def _emit_pow_int(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    """Square and multiply, modulo 2**bits; a negative exponent counts as a huge one."""
-    type_ = args[0].type
-    name = f"{scalar_math.PREFIX}pow.i{type_.width}"
-    function = builder.module.globals.get(name)
-    if function is None:
-        function = ir.Function(builder.module, ir.FunctionType(type_, [type_, type_]), name)
-        function.linkage = "internal"
-        entry = function.append_basic_block("entry")
-        loop, done = function.append_basic_block("loop"), function.append_basic_block("done")
-        b = ir.IRBuilder(entry)
-        b.branch(loop)
-        b.position_at_end(loop)
-        zero, one = ir.Constant(type_, 0), ir.Constant(type_, 1)
-        result, base, rest = b.phi(type_), b.phi(type_), b.phi(type_)
-        odd = b.icmp_unsigned("!=", b.and_(rest, one), zero)
-        following = b.mul(result, b.select(odd, base, one))
-        square, half = b.mul(base, base), b.lshr(rest, one)
-        for phi, first, next_ in (
-            (result, one, following), (base, function.args[0], square),
-            (rest, function.args[1], half),
-        ):  # fmt: skip
-            phi.add_incoming(first, entry)
-            phi.add_incoming(next_, loop)
-        b.cbranch(b.icmp_unsigned("!=", half, zero), loop, done)
-        b.position_at_end(done)
-        b.ret(following)
-    return builder.call(function, args)
 
 
 def _extreme(name: str) -> Callable[..., Any]:
@@ -278,23 +167,6 @@ def _truth_rule(arity: int) -> Callable[..., Any]:
 
 def _plain(name: str) -> Callable[..., Any]:
     return lambda context, builder, sig, args: getattr(builder, name)(*args)
-
-
-def _shift(left: bool) -> Callable[..., Any]:
-    """Amounts outside of [0, bits) give 0, or the sign for an arithmetic right shift."""
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value, amount = args
-        arithmetic = not left and kind_of(sig.return_type) == "i"
-        last = ir.Constant(amount.type, amount.type.width - 1)
-        inside = builder.icmp_unsigned("<=", amount, last)
-        safe = builder.select(inside, amount, last)
-        if arithmetic:
-            return builder.ashr(value, safe)
-        result = builder.shl(value, safe) if left else builder.lshr(value, safe)
-        return builder.select(inside, result, ir.Constant(value.type, 0))
-
-    return emit
 
 
 def _select_rule(condition: types.Type, a: types.Type, b: types.Type) -> Any:
@@ -375,15 +247,15 @@ def _emit_assume(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 
 _Row = tuple[Callable[..., Any], Callable[..., Any]]
-_floor = _int_division(floor=True, remainder=False, force_unsigned=False)
-_modulo = _int_division(floor=True, remainder=True, force_unsigned=False)
+_floor = dialect_integer.division(floor=True, remainder=False, force_unsigned=False)
+_modulo = dialect_integer.division(floor=True, remainder=True, force_unsigned=False)
 _FLOORDIV: _Row = (_arithmetic_rule, _by_kind(_emit_floor_float, _floor))
 _MOD_FLOOR: _Row = (_arithmetic_rule, _by_kind(_math("mod_floor"), _modulo))
-_MOD_TRUNC: _Row = (_arithmetic_rule, _by_kind(_math("mod_trunc"), _int_division(
+_MOD_TRUNC: _Row = (_arithmetic_rule, _by_kind(_math("mod_trunc"), dialect_integer.division(
     floor=False, remainder=True, force_unsigned=False)))  # fmt: skip
-_DIV: _Row = (_arithmetic_rule, _by_kind(_arithmetic("div"), _int_division(
+_DIV: _Row = (_arithmetic_rule, _by_kind(_arithmetic("div"), dialect_integer.division(
     floor=False, remainder=False, force_unsigned=False)))  # fmt: skip
-_POW: _Row = (_arithmetic_rule, _by_kind(_math("pow"), _emit_pow_int))
+_POW: _Row = (_arithmetic_rule, _by_kind(_math("pow"), dialect_integer.emit_pow))
 _ADD: _Row = (_arithmetic_rule, _arithmetic("add"))
 _SUB: _Row = (_arithmetic_rule, _arithmetic("sub"))
 _MUL: _Row = (_arithmetic_rule, _arithmetic("mul"))
@@ -394,8 +266,8 @@ _AND: _Row = (_same(2, _not_float), _plain("and_"))
 _OR: _Row = (_same(2, _not_float), _plain("or_"))
 _XOR: _Row = (_same(2, _not_float), _plain("xor"))
 _INVERT: _Row = (_same(1, _not_float), _plain("not_"))
-_LEFT: _Row = (_same(2, _int), _shift(left=True))
-_RIGHT: _Row = (_same(2, _int), _shift(left=False))
+_LEFT: _Row = (_same(2, _int), dialect_integer.shift(left=True))
+_RIGHT: _Row = (_same(2, _int), dialect_integer.shift(left=False))
 
 _TABLE: dict[str, _Row] = {
     "add": _ADD,
@@ -406,8 +278,8 @@ _TABLE: dict[str, _Row] = {
     "floordiv": _FLOORDIV,
     "mod_floor": _MOD_FLOOR,
     "mod_trunc": _MOD_TRUNC,
-    "udiv_": (_same(2, _int), _int_division(False, False, True)),
-    "umod_": (_same(2, _int), _int_division(False, True, True)),
+    "udiv_": (_same(2, _int), dialect_integer.division(False, False, True)),
+    "umod_": (_same(2, _int), dialect_integer.division(False, True, True)),
     "pow": _POW,
     "min_": (_same(2), _extreme("min")),
     "max_": (_same(2), _extreme("max")),
@@ -432,8 +304,8 @@ _TABLE: dict[str, _Row] = {
     "select": (_select_rule, lambda c, builder, sig, args: builder.select(*args)),
     "fma": (_same(3), _emit_fma),
     "assume": (_assume_rule, _emit_assume),
-    "abs": (_same(1), _by_kind(_math("abs"), _emit_abs_int)),
-    "sign": (_same(1), _by_kind(_math("sign"), _emit_sign_int)),
+    "abs": (_same(1), _by_kind(_math("abs"), dialect_integer.emit_abs)),
+    "sign": (_same(1), _by_kind(_math("sign"), dialect_integer.emit_sign)),
     **{
         name: (_same(1), _by_kind(_math(name), _identity))
         for name in ("floor", "ceil", "round", "trunc")

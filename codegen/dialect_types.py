@@ -1,12 +1,12 @@
 """Numba types of the kernel dialect and the table that ties names to typing rules and LLVM IR.
 
-Every name is one `Operation`: a typing rule (Numba types -> signature or None) and an emitter. An
-operation is typed by a single template and lowered by a single implementation, which is what keeps
-compile time low: Numba spends most of its time trying overloads.
+Every name is one `Operation`: a typing rule (Numba types -> signature or None) and an emitter.
+There are no overloads: Numba spends most of its time trying them.
 """
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.core.datamodel import models
 from numba.core.datamodel.registry import register_default
-from numba.core.imputils import Registry as LoweringRegistry
+from numba.core.errors import TypingError
 from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate
 from numba.core.typing.templates import Registry as TypingRegistry
@@ -30,7 +30,6 @@ from onnxjit.codegen.dialect_convert import (
 )
 
 typing_registry = TypingRegistry()
-lowering_registry = LoweringRegistry("onnxjit.dialect")
 
 
 class PointerTable(types.Type):
@@ -104,21 +103,42 @@ class Operation:
         raise TypeError(f"{self.__name__} only exists in compiled kernels")
 
 
+EMITTERS: dict[Any, Emitter] = {}
+_RULES: dict[Any, tuple[Rule, int, int]] = {}
+
+
+class _Callee(types.Function):
+    """The type of a dialect name."""
+
+    def get_call_type(self, context: Any, args: Any, kws: Any) -> Any:
+        return resolve(self.typing_key, args, kws)
+
+
 def register(key: Any, rule: Rule, emit: Emitter) -> None:
-    """Give `key` one typing template and one lowering."""
+    """Give `key` its typing rule and its emitter.
 
-    def generic(self: Any, args: Sequence[types.Type], kws: dict[str, types.Type]) -> Any:
-        return None if kws else rule(*args)
+    `key` is an Operation, a Python function or operator, or one of Numba's names of implicit
+    operations, as "getiter". `rule` maps argument types to a signature, or None to reject them.
+    """
+    parameters = inspect.signature(rule).parameters.values()
+    low = sum(p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in parameters)
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    _RULES[key] = rule, low, 99 if variadic else len(parameters)
+    EMITTERS[key] = emit
+    if not isinstance(key, str):
+        template = type("Dialect", (AbstractTemplate,), {"key": key})
+        typing_registry.register_global(key, _Callee(template))
 
-    name = getattr(key, "__name__", str(key))
-    template = type(f"Dialect_{name}", (AbstractTemplate,), {
-        "key": key, "generic": generic, "prefer_literal": True,
-    })  # fmt: skip
-    if isinstance(key, str):  # Numba's names of implicit operations, as "getiter"
-        typing_registry.register(template)
-    else:
-        typing_registry.register_global(key, types.Function(template))
-    lowering_registry.lower(key, types.VarArg(types.Any))(emit)
+
+def resolve(key: Any, args: Sequence[types.Type], kws: Any) -> Any:
+    """The signature of `key` on arguments of types `args`. Raises TypingError if there is none."""
+    rule, low, high = _RULES.get(key, (None, 0, 0))
+    result = rule(*args) if rule is not None and not kws and low <= len(args) <= high else None
+    if result is None:
+        name = getattr(key, "__name__", key)
+        given = ", ".join(map(str, args))
+        raise TypingError(f"the kernel dialect has no {name}({given})")
+    return result
 
 
 def literal_int(type_: types.Type) -> int | None:

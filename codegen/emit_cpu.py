@@ -95,7 +95,9 @@ class Printer:
         args = []
         for a in s.args:
             if isinstance(a, Address):
-                args += [self.names[a.buffer], self.expression(a.offset)]
+                args.append(self.names[a.buffer])
+                if a.offset is not None:
+                    args.append(self.expression(a.offset))
             else:
                 args.append(self.expression(a))
         self.line(f"{s.fn}({', '.join(args)})")

@@ -51,10 +51,10 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A pointer argument of a micro-kernel call: element `offset` of `buffer`."""
+    """A pointer argument of a call: element `offset` of `buffer`, or its start (None)."""
 
     buffer: str
-    offset: Expr
+    offset: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,9 @@ def _print(body: tuple[Stmt, ...], pad: str) -> list[str]:
             out.append(f"{pad}{s.buffer}[{to_text(s.offset)}] = {to_text(s.value)}")
         else:
             args = ", ".join(
-                f"&{a.buffer}[{to_text(a.offset)}]" if isinstance(a, Address) else to_text(a)
+                (f"&{a.buffer}[{to_text(a.offset)}]" if a.offset is not None else f"&{a.buffer}")
+                if isinstance(a, Address)
+                else to_text(a)
                 for a in s.args
             )
             out.append(f"{pad}{s.fn}({args})")

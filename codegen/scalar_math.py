@@ -405,8 +405,9 @@ def function(module: ir.Module, name: str, type_: ir.Type) -> ir.Function:
 def external_symbols() -> list[str]:
     """C library symbols that compiled kernels may refer to.
 
-    Besides the double-precision functions: the remainder has no instruction, and targets without
-    SSE4.1 round through the library.
+    The double-precision functions; the remainder, which has no instruction; rounding, on targets
+    without SSE4.1; and what LLVM makes of these (sincos, exp10, ldexp) and of copying loops.
     """
     rounding: Iterable[str] = ("floor", "ceil", "trunc", "rint", "fmod")
-    return sorted({*_LIBM, *rounding, *(f"{name}f" for name in rounding)})
+    made: Iterable[str] = ("memcpy", "memmove", "memset", "sincos", "exp10", "ldexp")
+    return sorted({*_LIBM, *rounding, *(f"{name}f" for name in rounding), *made})

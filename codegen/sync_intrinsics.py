@@ -1,7 +1,8 @@
-"""Numba intrinsics on plain addresses: memory, atomics, calls through pointers; and the executor's IR.
+"""Numba intrinsics on plain addresses: memory, atomics, calls by pointer; and the executor's IR.
 
-Every value is an int64; addresses are integers. Nothing here refers to an external symbol, so that an
-object made of these needs no linking: C functions are called through pointers that the caller stores.
+Every value is an int64; addresses are integers. Nothing here refers to an external symbol, so that
+an object made of these needs no linking: C functions are called through pointers that the caller
+stores.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ i64 = types.int64
 
 
 def _at(builder: ir.IRBuilder, address: ir.Value, element: ir.Type = _I64) -> ir.Value:
-    # llvmlite's atomic instructions read the element type off the pointer, even with LLVM's opaque ones.
+    # llvmlite's atomic instructions read the element type off the pointer, even with LLVM's opaque
+    # ones.
     return builder.inttoptr(address, element.as_pointer())
 
 
@@ -124,7 +126,7 @@ def pause(typingctx):
 
 @intrinsic
 def call_kernel(typingctx, function, ptrs, ints, scratch, begin, end):
-    """Call `void(void** ptrs, int64* ints, void* scratch, int64 begin, int64 end)` at an address."""
+    """Call a kernel: `void f(void** ptrs, int64* ints, void* scratch, int64 begin, int64 end)`."""
 
     def emit(context, builder, signature, args):
         kernel = ir.FunctionType(_VOID, [_PTR, _PTR, _PTR, _I64, _I64])
@@ -198,7 +200,7 @@ def call2(typingctx, function, first, second):
 
 @intrinsic
 def clock_ns(typingctx, function, clock):
-    """Nanoseconds from `int clock_gettime(int clock, struct timespec*)` (64-bit fields) at an address."""
+    """Nanoseconds from `int clock_gettime(int, struct timespec*)` (64-bit fields) at an address."""
 
     def emit(context, builder, signature, args):
         time = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
@@ -237,7 +239,7 @@ def executor_ir(source: str, symbols: Mapping[str, str]) -> str:
     """
     namespace: dict[str, Any] = dict(INTRINSICS)
     exec(compile(source, "<executor>", "exec"), namespace)
-    options = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True,
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True,
                "no_cfunc_wrapper": True}  # fmt: skip
     for name, value in list(namespace.items()):
         if isinstance(value, FunctionType):

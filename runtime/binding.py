@@ -1,7 +1,8 @@
 """A stage at known sizes (`Binding`), the memory of one run at a time (`Slot`), and both together.
 
-A `Context` is the step table of one binding over one slot's memory. Slots are pooled, so as many runs as
-there are slots go on at once, and a model keeps one arena per concurrent run however many shapes it sees.
+A `Context` is the step table of one binding over one slot's memory. Slots are pooled, so as many
+runs as there are slots go on at once, and a model keeps one arena per concurrent run however many
+shapes it sees.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from onnxjit.runtime.executor_source import (
     ARRAY_BYTES,
     CONTEXT,
     CONTEXT_BYTES,
+    MAX_CHUNKS,
     ROW,
     ROW_BYTES,
 )
 from onnxjit.runtime.stages import Stage
 from onnxjit.runtime.threads import aligned
 
-# One core's pace, used only to decide how far to split a step: too low splits steps that are too small.
+# One core's pace, used only to decide how far to split a step: too low splits steps that are too
+# small.
 FLOPS_PER_NS = 16.0
 BYTES_PER_NS = 8.0
 NS_PER_TILE = 1000.0  # where a step gives no cost
@@ -35,7 +38,6 @@ QUICK_NS = 2000.0  # runs shorter than this keep the GIL: handing it over would 
 
 HUGE_PAGE = 2 << 20
 MAX_CONTEXTS = 128
-_MAX_CHUNKS = (1 << 24) - 1
 
 
 class Binding:
@@ -67,7 +69,7 @@ class Binding:
         tiles = np.maximum(tiles, 0)
         cost = np.maximum(self.flops / FLOPS_PER_NS, self.bytes / BYTES_PER_NS)
         cost = np.where(cost > 0, cost, tiles * NS_PER_TILE)
-        most = np.minimum(tiles, min(threads * CHUNKS_PER_THREAD, _MAX_CHUNKS))
+        most = np.minimum(tiles, min(threads * CHUNKS_PER_THREAD, MAX_CHUNKS))
         chunks = np.minimum(most, (cost / CHUNK_NS).astype(np.int64))
         split = (cost >= PARALLEL_NS) & ~self.stage.serial & (chunks > 1) & (threads > 1)
         size = -(-tiles // np.where(split, chunks, 1))
@@ -108,7 +110,10 @@ class Slot:
 
 
 class Context:
-    """Tables of one run at a time. `table` is what each kernel's pointer arguments are read from."""
+    """Tables of one run at a time.
+
+    `table` is what each kernel's pointer arguments are read from.
+    """
 
     def __init__(self, slot: Slot, binding: Binding, constants: np.ndarray, pool: int) -> None:
         """`constants`: int64 address per buffer id, 0 where it is not a constant."""
@@ -205,7 +210,10 @@ class Context:
         self.header[CONTEXT["LAST"] // 8] = end
 
     def profile(self, on: bool) -> np.ndarray | None:
-        """Start or end recording; the int64 buffer holds 2 times a step, then busy ns[thread][step]."""
+        """Start or end recording.
+
+        The int64 buffer holds 2 times a step, then busy ns[thread][step].
+        """
         at = CONTEXT["PROFILE"] // 8
         if not on:
             self.header[at] = 0

@@ -33,9 +33,10 @@ class Code(Protocol):
 class Executable:
     """A plan with its machine code and constants, ready to run; safe to call from several threads.
 
-    library: the kernels' code. executor: code with the symbols of `executor_source.SYMBOLS`, if it is
-    another library. constants: arrays of `plan.constants()`, kept and never copied when C-contiguous.
-    threads: at most this many per run (default `available_threads()`). host: functions of host steps.
+    library: the kernels' code. executor: code with the symbols of `executor_source.SYMBOLS`, if it
+    is another library. constants: arrays of `plan.constants()`, kept and never copied when
+    C-contiguous. threads: at most this many per run (default `available_threads()`). host:
+    functions of host steps.
     """
 
     def __init__(
@@ -79,8 +80,9 @@ class Executable:
     def __call__(self, *inputs: Any) -> list[Any]:
         """Run the model: arrays in the plan's order in, new arrays out.
 
-        Inputs are read in place when they are C-contiguous and of the exact dtype, else copied. Raises
-        `InputError` when they do not fit. Nothing else in the process may write to them meanwhile.
+        Inputs are read in place when they are C-contiguous and of the exact dtype, else copied.
+        Raises `InputError` when they do not fit. Nothing else in the process may write to them
+        meanwhile.
         """
         outputs = self._attempt(inputs)
         return self._run(inputs, None) if outputs is None else outputs
@@ -166,7 +168,10 @@ class Executable:
         return attempt
 
     def _bind(self, number: int, dims: tuple[int, ...], arrays: Sequence[Any] | None) -> Binding:
-        """The binding of a stage, from the cache or new; checks `arrays` (inputs) on the first stage."""
+        """The binding of a stage, from the cache or new.
+
+        Checks `arrays` (inputs) on the first stage.
+        """
         stage = self._stages[number]
         with self._lock:
             binding = self._bindings.get((number, dims))
@@ -240,7 +245,10 @@ def _decline(inputs: tuple[Any, ...]) -> None:
 
 
 class _Run:
-    """State of one run on the general path: arrays by buffer, and the context of each stage so far."""
+    """State of one run on the general path.
+
+    Arrays by buffer, and the context of each stage so far.
+    """
 
     def __init__(
         self, owner: Executable, arrays: dict[int, Any], records: list[Record] | None

@@ -1,16 +1,19 @@
 """The native executor, as text in the restricted Python that Numba compiles.
 
-`SOURCE` is compiled once per machine by whoever owns a compiler (`codegen.sync_intrinsics.executor_ir`)
-into an object with the C symbols of `SYMBOLS`; the runtime itself never imports one. All values are
-64-bit integers, most of them addresses; the layouts below are shared with the Python side.
+`SOURCE` is compiled once per machine by whoever owns a compiler
+(`codegen.sync_intrinsics.executor_ir`) into an object with the C symbols of `SYMBOLS`; the runtime
+itself never imports one. All values are 64-bit integers, most of them addresses; the layouts below
+are shared with the Python side.
 
-Threads. One thread (the leader) walks the steps. A parallel step is published in the pool's first cache
-line: `CLAIM` = epoch << 24 | chunks left, `ROW` = the step. Whoever lowers `CLAIM` by compare-exchange
-owns a chunk; the leader takes chunks too, then waits until `DONE` counts the workers' chunks. A worker
-touches a run's memory only while it owns a chunk of it, so late, slow or absent workers cost nothing and
-need no registration: results and termination never depend on them. `ROW` and `LIMIT` are read before the
-exchange; its success proves that they belonged to that epoch, since the leader rewrites them only after
-the count has reached zero.
+Threads. One thread (the leader) walks the steps. A parallel step is published in the pool's first
+cache line: `ROW` = the step, `CLAIM` = epoch << 24 | last << 12 | first, the chunks [first, last)
+that nobody has yet. Whoever moves an end of that range by compare-exchange owns a chunk; the leader
+takes chunks too, then waits until `DONE` counts the workers' chunks. A worker touches a run's
+memory only while it owns a chunk of it, so late, slow or absent workers cost nothing and need no
+registration: results and termination never depend on them. `ROW` and `LIMIT` are read before the
+exchange; its success proves that they belonged to that epoch, since the leader rewrites them only
+after the range is empty. Even threads take chunks from the front, odd ones from the back: a thread
+then meets in the next step the part of the data that its caches hold from the last one.
 """
 
 from __future__ import annotations
@@ -47,19 +50,29 @@ ARRAY_DATA = 16
 # The pool: words that different threads write lie on different lines.
 POOL = {
     "CLAIM": 0, "ROW": 8, "LIMIT": 16,
-    "DONE": 128, "BUSY": 256, "SLEEPERS": 384, "WAKES": 392, "WORKERS": 448,
+    "DONE": 128, "BUSY": 256, "SLEEPERS": 384, "WAKES": 392, "PENDING": 400, "WORKERS": 448,
     "STOP": 512, "SPIN": 520, "MUTEX": 528, "CONDITION": 536, "CLOCK_ID": 544,
     "LOCK": 552, "UNLOCK": 560, "WAIT": 568, "BROADCAST": 576, "CLOCK": 584, "YIELD": 592,
 }  # fmt: skip
 POOL_BYTES = 640
 
+MAX_CHUNKS = 0xFFF
+
 SYMBOLS = {"run": "onnxjit_run", "execute": "onnxjit_execute", "worker": "onnxjit_worker"}
 
 _BODY = '''
 def wake(pool):
-    """Let parked workers look at the pool again."""
+    """Let parked workers look at the pool again.
+
+    While they are on their way, asking twice is waste.
+    """
+    if atomic_load(pool + POOL_SLEEPERS) == 0 or atomic_load(pool + POOL_PENDING) != 0:
+        return
     call1(load(pool + POOL_LOCK), load(pool + POOL_MUTEX))
-    atomic_add(pool + POOL_WAKES, 1)
+    # Under the mutex the count is exact: whoever is counted will clear PENDING when it wakes.
+    if atomic_load(pool + POOL_SLEEPERS) > 0:
+        atomic_store(pool + POOL_PENDING, 1)
+        atomic_add(pool + POOL_WAKES, 1)
     call1(load(pool + POOL_UNLOCK), load(pool + POOL_MUTEX))
     call1(load(pool + POOL_BROADCAST), load(pool + POOL_CONDITION))
 
@@ -68,24 +81,28 @@ def now(pool):
     return clock_ns(load(pool + POOL_CLOCK), load(pool + POOL_CLOCK_ID))
 
 
-def chunk_of(row, left, thread):
-    """Run the chunk that lowering CLAIM from `left` chunks has won."""
+def empty(claim):
+    return claim & 0xFFF == (claim >> 12) & 0xFFF
+
+
+def chunk_of(row, index, thread):
+    """Run chunk `index` of a step."""
     context = load(row + ROW_CONTEXT)
     size = load(row + ROW_CHUNK)
-    begin = (load(row + ROW_CHUNKS) - left) * size
+    begin = index * size
     end = min(begin + size, load(row + ROW_TILES))
     scratch = load(context + CONTEXT_SCRATCH) + thread * load(context + CONTEXT_SCRATCH_STRIDE)
     call_kernel(load(row + ROW_KERNEL), load(row + ROW_PTRS), load(row + ROW_INTS), scratch,
                 begin, end)
 
 
-def chunk_timed(pool, row, left, thread, profile):
+def chunk_timed(pool, row, index, thread, profile):
     """The same, adding its time to the thread's counter of this step."""
     context = load(row + ROW_CONTEXT)
     steps = load(context + CONTEXT_STEPS)
     step = (row - load(context + CONTEXT_ROWS)) // ROW_BYTES
     start = now(pool)
-    chunk_of(row, left, thread)
+    chunk_of(row, index, thread)
     busy = profile + 8 * (2 * steps + thread * steps + step)
     store(busy, load(busy) + now(pool) - start)
 
@@ -102,20 +119,20 @@ def shared(pool, row, epoch, profile):
     chunks = load(row + ROW_CHUNKS)
     atomic_store(pool + POOL_ROW, row)
     atomic_store(pool + POOL_DONE, 0)
-    atomic_store(pool + POOL_CLAIM, (epoch << 24) | chunks)
-    if load(row + ROW_WAKE) != 0 and atomic_load(pool + POOL_SLEEPERS) > 0:
+    atomic_store(pool + POOL_CLAIM, (epoch << 24) | (chunks << 12))
+    if load(row + ROW_WAKE) != 0:
         wake(pool)
     own = 0
     while True:
         claim = atomic_load(pool + POOL_CLAIM)
-        left = claim & 0xFFFFFF
-        if left == 0:
+        if empty(claim):
             break
-        if compare_exchange(pool + POOL_CLAIM, claim, claim - 1):
+        if compare_exchange(pool + POOL_CLAIM, claim, claim + 1):
+            index = claim & 0xFFF
             if profile != 0:
-                chunk_timed(pool, row, left, 0, profile)
+                chunk_timed(pool, row, index, 0, profile)
             else:
-                chunk_of(row, left, 0)
+                chunk_of(row, index, 0)
             own += 1
     rounds = 0
     while atomic_load(pool + POOL_DONE) != chunks - own:
@@ -189,7 +206,10 @@ def fits(array, entry, layout):
 
 
 def accept(context, inputs, outputs, layout):
-    """Check the inputs and take the addresses of both; False, and nothing done, if they do not fit."""
+    """Check the inputs and take the addresses of both.
+
+    False, and nothing done, if they do not fit.
+    """
     count = load(context + CONTEXT_INPUT_COUNT)
     if load(inputs + load(layout + LAYOUT_TUPLE_SIZE)) != count:
         return False
@@ -214,9 +234,9 @@ def accept(context, inputs, outputs, layout):
 def run(header, arguments, count):
     """Body of a Python builtin (METH_FASTCALL) whose self is a context's header array.
 
-    Called with a tuple of inputs and a list of outputs; the answer is True, or False and nothing has
-    run: the caller then checks in Python, where errors have names. Arrays are looked at under the GIL,
-    which is released while the steps run, unless they take less time than handing it over.
+    Called with a tuple of inputs and a list of outputs; the answer is True, or False and nothing
+    has run: the caller then checks in Python, where errors have names. Arrays are looked at under
+    the GIL, which is released while the steps run, unless they take less time than handing it over.
     """
     context = load(header + ARRAY_DATA)
     layout = load(context + CONTEXT_LAYOUT)
@@ -240,15 +260,19 @@ def worker(pool, thread):
     deadline = 0
     while atomic_load(pool + POOL_STOP) == 0:
         claim = atomic_load(pool + POOL_CLAIM)
-        left = claim & 0xFFFFFF
-        if left > 0 and thread < atomic_load(pool + POOL_LIMIT):
+        if not empty(claim) and thread < atomic_load(pool + POOL_LIMIT):
             row = atomic_load(pool + POOL_ROW)
-            if compare_exchange(pool + POOL_CLAIM, claim, claim - 1):
+            index = claim & 0xFFF
+            after = claim + 1
+            if thread & 1:
+                index = ((claim >> 12) & 0xFFF) - 1
+                after = claim - 0x1000
+            if compare_exchange(pool + POOL_CLAIM, claim, after):
                 profile = load(load(row + ROW_CONTEXT) + CONTEXT_PROFILE)
                 if profile != 0:
-                    chunk_timed(pool, row, left, thread, profile)
+                    chunk_timed(pool, row, index, thread, profile)
                 else:
-                    chunk_of(row, left, thread)
+                    chunk_of(row, index, thread)
                 atomic_add(pool + POOL_DONE, 1)
                 spins = 0
             continue
@@ -265,12 +289,13 @@ def worker(pool, thread):
             while (
                 atomic_load(pool + POOL_WAKES) == wakes
                 and atomic_load(pool + POOL_STOP) == 0
-                and (atomic_load(pool + POOL_CLAIM) & 0xFFFFFF == 0
+                and (empty(atomic_load(pool + POOL_CLAIM))
                      or thread >= atomic_load(pool + POOL_LIMIT))
             ):
                 call2(load(pool + POOL_WAIT), load(pool + POOL_CONDITION),
                       load(pool + POOL_MUTEX))
             atomic_add(pool + POOL_SLEEPERS, -1)
+            atomic_store(pool + POOL_PENDING, 0)
             call1(load(pool + POOL_UNLOCK), load(pool + POOL_MUTEX))
             spins = 0
     atomic_add(pool + POOL_WORKERS, -1)

@@ -118,7 +118,10 @@ class InputReader:
         )
 
     def size(self, dim: Dim, extent: int, where: str) -> int:
-        """Solve `extent == factor * size + offset` within the size's range; `where` names the extent."""
+        """Solve `extent == factor * size + offset` within the size's range.
+
+        `where` names the extent.
+        """
         source = dim.source
         label = dim.label or dim.name
         size, rest = divmod(extent - source.offset, source.factor)

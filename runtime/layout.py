@@ -1,9 +1,9 @@
 """Where CPython and NumPy keep the fields that the native executor reads, probed once at import.
 
 The executor then checks and reads array arguments itself, instead of some 2 us of Python per array.
-Nothing is assumed: each offset is confirmed on live objects of different shapes and types, and where a
-probe fails (another Python, a free-threaded build, a changed struct) `LAYOUT` is None and the slower
-Python path serves.
+Nothing is assumed: each offset is confirmed on live objects of different shapes and types, and
+where a probe fails (another Python, a free-threaded build, a changed struct) `LAYOUT` is None and
+the slower Python path serves.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Arena planning: lifetimes in, byte offsets out.
 
-`plan_arena` solves the offset problem once for given sizes (the "dynamic storage allocation" problem,
-NP-hard; two greedy orders are tried and the smaller arena is taken, after "Efficient Memory Management
-for Deep Neural Net Inference", Pisarchyk and Lee 2020). `ArenaLayout` keeps who lies above whom, so that
-the same lifetimes with other sizes (symbolic shapes) are placed again by one longest-path sweep.
+`plan_arena` solves the offset problem once for given sizes (the "dynamic storage allocation"
+problem, NP-hard; two greedy orders are tried and the smaller arena is taken, after "Efficient
+Memory Management for Deep Neural Net Inference", Pisarchyk and Lee 2020). `ArenaLayout` keeps who
+lies above whom, so that the same lifetimes with other sizes (symbolic shapes) are placed again by
+one longest-path sweep.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value of `nbytes` bytes that is live from step `first_use` to step `last_use`, both included."""
+    """A value of `nbytes` bytes, live from step `first_use` to step `last_use`, both included."""
 
     value: int
     nbytes: int
@@ -60,14 +62,15 @@ def plan_arena(intervals: Sequence[Interval], alignment: int = 64) -> tuple[list
 class ArenaLayout:
     """Repeated planning of the same lifetimes at different sizes.
 
-    The first call of `place` plans from scratch. Its result says, for every pair of intervals that are
-    live together, which one lies below. Any sizes are then placed by `offset = max(end of those below)`,
-    which keeps every such pair apart whatever the sizes are. When the result wastes more than
-    `slack` of the live bytes, the sizes are planned from scratch and the order is recorded anew.
+    The first call of `place` plans from scratch. Its result says, for every pair of intervals that
+    are live together, which one lies below. Any sizes are then placed by `offset = max(end of those
+    below)`, which keeps every such pair apart whatever the sizes are. When the result wastes more
+    than `slack` of the live bytes, the sizes are planned from scratch and the order is recorded
+    anew.
     """
 
     def __init__(
-        self, first: Sequence[int], last: Sequence[int], alignment: int = 64, slack: float = 0.25
+        self, first: ArrayLike, last: ArrayLike, alignment: int = 64, slack: float = 0.25
     ) -> None:
         self._first = np.asarray(first, np.int64)
         self._last = np.asarray(last, np.int64)
@@ -83,7 +86,7 @@ class ArenaLayout:
         self._ended = np.searchsorted(self._last[ends], self._first[starts], side="left")
 
     def place(self, nbytes: np.ndarray) -> tuple[np.ndarray, int]:
-        """Offsets (int64, same order as the lifetimes) and arena bytes for sizes `nbytes` (int64)."""
+        """Offsets (int64, order of the lifetimes) and arena bytes for sizes `nbytes` (int64)."""
         sizes = _align(nbytes, self._alignment)
         if not len(sizes):
             return np.zeros(0, np.int64), 0

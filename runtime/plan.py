@@ -1,4 +1,4 @@
-"""The compiled model as data: sizes, buffers and steps. Serialisable as JSON; constants live beside it.
+"""The compiled model as data: sizes, buffers, steps. Goes through JSON; constants live beside it.
 
 An expression is an `int` or a string of integer arithmetic over the generated names d0, d1, ...
 (`+ - * // % ( ) , min max`). Labels are for messages only and are never evaluated.
@@ -31,8 +31,8 @@ class PlanError(ValueError):
 class Source:
     """Where a size is read: `shape[axis] == factor * d + offset` of a buffer's array.
 
-    `buffer` is of kind input or host. With `axis` None the size is element `element` (in flat order)
-    of the integer array itself, for host buffers alone.
+    `buffer` is of kind input or host. With `axis` None the size is element `element` (in flat
+    order) of the integer array itself, for host buffers alone.
     """
 
     buffer: int
@@ -55,7 +55,10 @@ class Dim:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A condition on sizes: `left relation right`, relation one of == != <= < >= >; else `message`."""
+    """A condition on sizes: `left relation right`, relation one of == != <= < >= >.
+
+    Else `message`.
+    """
 
     left: Expression
     relation: str
@@ -75,12 +78,12 @@ class Alias:
 class Buffer:
     """Memory that steps read and write.
 
-    kind: "constant" (the k-th constant buffer is the k-th array given to the executor), "input" (the
-    caller's array, C-contiguous), "output" (a new array per run), "arena" (planned memory; lifetimes
-    follow from the steps), "host" (the array that a host step returned).
-    dtype: NumPy's name, or "string" (object array) or "object" (any Python value; host steps only).
-    nbytes: size in bytes; may exceed that of `shape` (padding, blocked layouts).
-    shape: needed for input and output and for whatever a host step reads.
+    kind: "constant" (the k-th constant buffer is the k-th array given to the executor), "input"
+    (the caller's array, C-contiguous), "output" (a new array per run), "arena" (planned memory;
+    lifetimes follow from the steps), "host" (the array that a host step returned). dtype: NumPy's
+    name, or "string" (object array) or "object" (any Python value; host steps only). nbytes: size
+    in bytes; may exceed that of `shape` (padding, blocked layouts). shape: needed for input and
+    output and for whatever a host step reads.
     """
 
     kind: str
@@ -95,9 +98,9 @@ class Buffer:
 class Step:
     """One kernel over tiles [0, tiles): `kernel(ptrs, ints, scratch, begin, end)`.
 
-    kernel: symbol. buffers: ids behind ptrs. scratch: bytes per thread. serial: never split over threads.
-    flops and bytes (whole step) size the chunks and feed the profile; both 0 means unknown, and then a
-    tile counts as a microsecond of work.
+    kernel: symbol. buffers: ids behind ptrs. scratch: bytes per thread. serial: never split over
+    threads. flops and bytes (whole step) size the chunks and feed the profile; both 0 means
+    unknown, and then a tile counts as a microsecond of work.
     """
 
     kernel: str
@@ -113,10 +116,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class HostStep:
-    """A Python callable between native segments: `function(arrays, attributes) -> sequence of arrays`.
+    """A Python callable between native steps: `function(arrays, attributes) -> results`.
 
-    `function` is a key of the executor's host table. Results fill the buffers `outputs` (kind host) and
-    may define sizes (a `Dim` whose source is one of them).
+    `function` is a key of the executor's host table. Results fill the buffers `outputs` (kind host)
+    and may define sizes (a `Dim` whose source is one of them).
     """
 
     function: str
@@ -149,7 +152,7 @@ class Plan:
         return list(dict.fromkeys(s.kernel for s in self.steps if isinstance(s, Step)))
 
     def to_json(self) -> str:
-        """Text that `from_json` turns into an equal plan. Raises `TypeError` for other attributes."""
+        """Text that `from_json` turns into an equal plan; `TypeError` for attributes JSON lacks."""
         return json.dumps(
             {
                 "format": FORMAT,

@@ -34,7 +34,10 @@ class StepTime:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a stage's native steps left behind: labels and costs per step, and the raw clock values."""
+    """What a stage's native steps left behind.
+
+    Labels and costs per step, and the raw clock values.
+    """
 
     names: Sequence[str]
     kernels: Sequence[str]

@@ -1,8 +1,9 @@
 """Static analysis of a plan: stages, storage, and one generated function per stage for its numbers.
 
-A stage is a run of steps whose sizes are all known when it begins. Sizes read from inputs belong to the
-first stage; a host step that defines sizes ends its stage. Everything of a stage that depends on sizes
-is listed as an expression in one flat table, each distinct one once; `Stage.evaluate` fills it.
+A stage is a run of steps whose sizes are all known when it begins. Sizes read from inputs belong to
+the first stage; a host step that defines sizes ends its stage. Everything of a stage that depends
+on sizes is listed as an expression in one flat table, each distinct one once; `Stage.evaluate`
+fills it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from onnxjit.runtime.plan import (
 
 
 class Table:
-    """Distinct expressions; `evaluate` gives their values as an int64 array for values of the sizes."""
+    """Distinct expressions.
+
+    `evaluate` gives their values as an int64 array for values of the sizes.
+    """
 
     def __init__(self, known: Iterable[str]) -> None:
         self._known = frozenset(known)

@@ -1,7 +1,7 @@
 """The process-wide pool of worker threads, and how many threads this process may use.
 
-Workers are daemon threads that sit in the native worker (GIL released). They spin for `SPIN_NS` after
-their last chunk, then park on a condition variable; an idle process burns nothing.
+Workers are daemon threads that sit in the native worker (GIL released). They spin for `SPIN_NS`
+after their last chunk, then park on a condition variable; an idle process burns nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ _FUNCTIONS = {
 
 
 def available_threads() -> int:
-    """CPUs this process may use: scheduling affinity, capped by the cgroup's CPU quota; at least 1."""
+    """CPUs this process may use: scheduling affinity, capped by the cgroup's CPU quota.
+
+    At least 1.
+    """
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
@@ -116,7 +119,7 @@ class Pool:
         libc.pthread_cond_init(ctypes.c_void_p(condition), None)
         for name, symbol in _FUNCTIONS.items():
             pointer = ctypes.cast(getattr(libc, symbol), ctypes.c_void_p)
-            words[POOL[name] // 8] = pointer.value
+            words[POOL[name] // 8] = pointer.value or 0
         words[POOL["MUTEX"] // 8] = mutex
         words[POOL["CONDITION"] // 8] = condition
         words[POOL["CLOCK_ID"] // 8] = _CLOCK_MONOTONIC

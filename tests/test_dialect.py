@@ -20,7 +20,7 @@ HEAD = "def kernel(ptrs, ints, scratch, begin, end):\n"
 GEMM = "gemm_f32_4x8_scalar"
 DTYPES = {
     **{n: np.dtype(n) for n in ("float32", "float64", "float16", "bool")},
-    **{f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{n: np.dtype(n) for b in (8, 16, 32, 64) for n in (f"int{b}", f"uint{b}")},
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }  # fmt: skip
 
@@ -41,10 +41,13 @@ def optimise(text: str) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
 class Kernel:
     """A compiled kernel that takes arrays."""
 
-    def __init__(self, source: str, symbols: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, source: str, symbols: dict[str, int] | None = None, native_half: bool = True
+    ) -> None:
         for symbol, address in (symbols or {}).items():
             llvm.add_symbol(symbol, address)
-        self.ir, machine = optimise(dialect.compile_ir(source, symbols or {}))
+        text = dialect.compile_ir(source, symbols or {}, native_half=native_half)
+        self.ir, machine = optimise(text)
         self.text = str(self.ir)
         self.engine = llvm.create_mcjit_compiler(self.ir, machine)
         self.engine.finalize_object()
@@ -154,8 +157,8 @@ def test_reductions_vectorise() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 def test_floating_point_casts(dtype: str) -> None:
-    special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 6e-8, 5.96e-8, 65504, 65519.9, 65520, 1e39,
-               3.3895e38, 1.00390625, 1.01171875, -1.00390625]  # fmt: skip
+    special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 6e-8, 5.96e-8, 65504, 65519.9, 65520,
+               1e39, 3.3895e38, 1.00390625, 1.01171875, -1.00390625]  # fmt: skip
     x = np.concatenate([special, np.random.default_rng(2).normal(size=200) * 100])
     with np.errstate(over="ignore"):
         x32 = x.astype(np.float32) if dtype != "float64" else x
@@ -170,6 +173,50 @@ def test_floating_point_casts(dtype: str) -> None:
     run_both(pointwise("x[i]", dtype, "float32"), [out, back], [], 0, x.size)
     with np.errstate(all="ignore"):
         np.testing.assert_array_equal(back, out.astype(np.float32))
+
+
+def test_half_precision_without_instructions() -> None:
+    """Every half and a lot of floats, on a target that cannot convert by itself."""
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
+    rng = np.random.default_rng(5)
+    floats = rng.integers(0, 2**32, 50_000, dtype=np.uint32).view(np.float32)
+    near = rng.normal(size=50_000) * np.exp2(rng.integers(-28, 18, 50_000))
+    with np.errstate(all="ignore"):
+        ties = (halves[:-1].astype(np.float64) + halves[1:].astype(np.float64)) / 2
+        floats = np.concatenate([floats, near, ties[np.isfinite(ties)]]).astype(np.float32)
+        rounded = floats.astype(np.float16)
+    for source, x, wanted in (
+        (pointwise("x[i]", "float16"), halves, halves.astype(np.float32)),
+        (pointwise("x[i]", "float32", "float16"), floats, rounded),
+    ):
+        text = dialect.compile_ir(HEAD + source, native_half=False)
+        assert not re.search(r"\bhalf\b", text)
+        for native in (False, True):
+            y = np.zeros(x.size, wanted.dtype)
+            Kernel(HEAD + source, native_half=native)([x, y], [], 0, x.size)
+            np.testing.assert_array_equal(y, wanted)
+            assert (np.signbit(y) == np.signbit(wanted))[~np.isnan(wanted)].all()
+
+
+def test_control_flow() -> None:
+    body = """
+    x = buffer_float32(ptrs, 0)
+    y = buffer_int32(ptrs, 1)
+    for i in range(begin, end):
+        v = x[i]
+        if v > 1 and v < 4 or v == 9:
+            k = int32(1)
+        else:
+            k = int32(0) if not v < 0 else int32(2)
+        while v > 0:
+            v = v - 3
+            k += 10
+        y[i] = k
+"""
+    x = np.array([-1, 0, 2, 5, 9], np.float32)
+    y = np.zeros(5, np.int32)
+    run_both(body, [x, y], [], 0, 5)
+    assert y.tolist() == [2, 0, 11, 20, 31]
 
 
 def test_rounding_to_half_rounds_once() -> None:
@@ -238,7 +285,8 @@ def grid(dtype: str) -> tuple[np.ndarray, np.ndarray]:
 def exact(name: str, a: int, b: int) -> int:
     q = 0 if b == 0 else abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
     return {
-        "add(x[i], y[i])": lambda: a + b, "x[i] - y[i]": lambda: a - b, "x[i] * y[i]": lambda: a * b,
+        "add(x[i], y[i])": lambda: a + b, "x[i] - y[i]": lambda: a - b,
+        "x[i] * y[i]": lambda: a * b,
         "div(x[i], y[i])": lambda: q, "x[i] // y[i]": lambda: a // b if b else 0,
         "mod_floor(x[i], y[i])": lambda: a % b if b else 0,
         "mod_trunc(x[i], y[i])": lambda: a - q * b if b else 0,
@@ -282,7 +330,8 @@ def test_interpreted_integers() -> None:
     for expression in (*(e for e in INTEGER_OPERATIONS if "//" not in e), "pow(x[i], y[i])",
                        "shift_left(x[i], y[i])", "shift_right(x[i], y[i])",
                        "udiv_(x[i], y[i])", "umod_(x[i], y[i])"):  # fmt: skip
-        run_both(two_operands(expression, "int32", "int32"), [a, b, np.zeros_like(a)], [], 0, a.size)
+        z = np.zeros_like(a)
+        run_both(two_operands(expression, "int32", "int32"), [a, b, z], [], 0, a.size)
 
 
 def test_literals_adapt_and_division_by_a_constant_multiplies() -> None:
@@ -291,9 +340,10 @@ def test_literals_adapt_and_division_by_a_constant_multiplies() -> None:
     y = np.zeros_like(x)
     kernel([x, y], [], 0, 256)
     np.testing.assert_array_equal(y, x // 10 + np.uint8(200))
-    module, machine = optimise(dialect.compile_ir(HEAD + pointwise("floordiv(i, 7)", target="int64")))
+    source = HEAD + pointwise("floordiv(i, 7)", target="int64")
+    module, machine = optimise(dialect.compile_ir(source))
     assert "div" not in machine.emit_assembly(module)
-    module, machine = optimise(dialect.compile_ir(HEAD + pointwise("umod_(i, 8)", target="int64")))
+    module, _ = optimise(dialect.compile_ir(HEAD + pointwise("umod_(i, 8)", target="int64")))
     assert re.search(r"and <?.*i64", str(module)) and "rem" not in str(module)
 
 
@@ -321,9 +371,9 @@ def test_float_selection(dtype: str) -> None:
 
 def test_every_function_interpreted() -> None:
     """Compiled and interpreted forms agree on every elementary function."""
-    names = ["exp", "exp2", "log", "log1p", "expm1", "tanh", "erf", "sigmoid", "sqrt", "rsqrt", "sin",
-             "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "atanh", "acosh", "floor", "ceil",
-             "round_", "trunc", "abs_", "sign"]  # fmt: skip
+    names = ["exp", "exp2", "log", "log1p", "expm1", "tanh", "erf", "sigmoid", "sqrt", "rsqrt",
+             "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "atanh",
+             "acosh", "floor", "ceil", "round_", "trunc", "abs_", "sign"]  # fmt: skip
     x = np.array([0.1, 0.25, 0.5, 0.75, 0.9], np.float32)
     lines = [f"        y[i * {len(names)} + {k}] = {n}(x[i])\n" for k, n in enumerate(names)]
     y = np.zeros((x.size, len(names)), np.float32)
@@ -436,7 +486,9 @@ def test_micro_kernel_call() -> None:
     assert not c[:8].any()
 
 
-@pytest.mark.parametrize("expression", ["x[i] + unknown", "exp(1)", "len(x)", "x[1.5]", "bit_and(x[i], 1)"])
+@pytest.mark.parametrize(
+    "expression", ["x[i] + unknown", "exp(1)", "len(x)", "x[1.5]", "bit_and(x[i], 1)"]
+)
 def test_rejected(expression: str) -> None:
     with pytest.raises(TypingError):
         dialect.compile_ir(HEAD + pointwise(expression))
@@ -451,11 +503,12 @@ def test_rejected_symbols() -> None:
 
 def test_interpreter_needs_no_numba() -> None:
     """A kernel can be stepped through where compilation is switched off."""
+    source = HEAD + pointwise("max_(x[i], 1)")
     code = (
         "import sys, numpy as np\n"
         "from onnxjit.codegen import dialect_python as d\n"
-        "y = np.zeros(3, np.float32)\n"
-        f"d.run({HEAD + pointwise('max_(x[i], 1)')!r}, (), [np.arange(3, dtype='f4'), y], None, None, 0, 3)\n"
+        "x, y = np.arange(3, dtype=np.float32), np.zeros(3, np.float32)\n"
+        f"d.run({source!r}, (), [x, y], None, None, 0, 3)\n"
         "assert y.tolist() == [1, 1, 2]\n"
         "assert 'numba' not in sys.modules\n"
     )

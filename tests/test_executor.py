@@ -229,7 +229,7 @@ def test_error_messages(code):
     for _ in range(2):  # before and after the fast path has been set up
         with pytest.raises(InputError, match=r"expected 2 inputs \(input 'x', input 'y'\), got 1"):
             run(x)
-        with pytest.raises(InputError, match="expected 2 inputs .*, got 3"):
+        with pytest.raises(InputError, match=r"expected 2 inputs .*, got 3"):
             run(x, y, y)
         with pytest.raises(InputError, match="input 'y': expected float32, got float64"):
             run(x, y.astype(np.float64))
@@ -478,7 +478,7 @@ def test_host_step_that_defines_a_size(code):
 
 
 def test_host_step_size_from_a_value_and_python_objects(code):
-    """A host step between native steps of one stage, a size read from a value, an object in between."""
+    """Host steps next to each other, a size read from a value, an object in between."""
     plan = Plan(
         (
             buffer("input", 4),

@@ -21,8 +21,10 @@ from onnxjit.operators.registry import Case, Operator
 from onnxjit.tensors import array_dtype_name, dtype_code, dtype_name
 
 ROWS = registry.table()
-CASES = [(row, case) for row in ROWS for case in row.cases]
-IDS = [f"{row.name}-{row.since}-{k}" for row in ROWS for k in range(len(row.cases))]
+# Cases of benchmarks are too large for evaluation with NumPy.
+TRIED = [(row, k) for row in ROWS for k, case in enumerate(row.cases) if not case.bench]
+CASES = [(row, row.cases[k]) for row, k in TRIED]
+IDS = [f"{row.name}-{row.since}-{k}" for row, k in TRIED]
 NEWEST = onnx.defs.onnx_opset_version()
 IMPLICIT = frozenset(("outputs", "version"))
 
@@ -80,9 +82,14 @@ def model_of(row: Operator, case: Case, arrays: Sequence[Any]) -> onnx.ModelProt
 
 
 def expected(row: Operator, case: Case, arrays: Sequence[Any]) -> list[np.ndarray]:
-    """What the reference computes. 16-bit floats are given to it as float32, because it rounds
-    after every step. What it does not have in an old version is brought to the newest one."""
+    """What the reference computes, unless the case knows better. 16-bit floats are given to it as
+    float32, because it rounds after every step. Old versions, of which it has few, are converted to
+    the newest one."""
     wide = [wider(a) for a in arrays]
+    if case.expect is not None:
+        with np.errstate(all="ignore"):
+            out = case.expect(*wide)
+        return list(out) if isinstance(out, tuple) else [np.asarray(out)]
     model = model_of(row, case, wide)
     feeds = {f"x{k}": a for k, a in enumerate(wide) if a is not None}
     with np.errstate(all="ignore"):
@@ -164,7 +171,7 @@ def run_host(row: Operator, case: Case, arrays: Sequence[Any]) -> list[np.ndarra
     return results
 
 
-TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-5, "float64": 1e-10}
+TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-5, "float64": 5e-8}
 
 
 def compare(got: np.ndarray, want: np.ndarray, dtype: str, inputs: Sequence[Any]) -> None:

@@ -609,7 +609,7 @@ class _Builder:
                 (
                     Address(x.buffer, x_base + x_shift + shift),
                     x.step,
-                    Address("segments", ZERO),
+                    Address("segments"),
                     x.count,
                     run,
                     Address(self.y_buffer, self.y_panel + y_shift),

@@ -95,7 +95,10 @@ def rename_statement(s: Stmt, table: dict[Expr, Expr]) -> Stmt:
     if isinstance(s, Store):
         return Store(s.buffer, sub(s.offset), sub(s.value))
     args = tuple(
-        Address(a.buffer, sub(a.offset)) if isinstance(a, Address) else sub(a) for a in s.args
+        (a if a.offset is None else Address(a.buffer, sub(a.offset)))
+        if isinstance(a, Address)
+        else sub(a)
+        for a in s.args
     )
     return Call(s.fn, args)
 

@@ -52,7 +52,8 @@ def expressions(body: tuple[Stmt, ...]) -> list[Expr]:
         elif isinstance(s, Store):
             out += [s.offset, s.value]
         elif isinstance(s, Call):
-            out += [a.offset if isinstance(a, Address) else a for a in s.args]
+            where = [a.offset if isinstance(a, Address) else a for a in s.args]
+            out += [e for e in where if e is not None]
     return out
 
 

@@ -24,6 +24,7 @@ class Case:
     Sizes of at least 2 are also tried as symbolic ones (equal sizes share a symbol) unless
     `symbolic` is False; `fixed` lists sizes that stay constants. `bench` marks the case that the
     benchmark tables use. `version` asks for one schema version; otherwise the row's newest is used.
+    `expect` computes the outputs from the inputs where the ONNX reference lacks or breaks the case.
     """
 
     inputs: Callable[[], Sequence[Any]]
@@ -34,6 +35,7 @@ class Case:
     symbolic: bool = True
     fixed: tuple[int, ...] = ()
     version: int | None = None
+    expect: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,30 @@
-""""""
+"""The passes from an imported graph to a program ready for code generation, in their only order."""
+
+from __future__ import annotations
+
+from onnxjit.codegen.target import Target
+from onnxjit.graph import Graph
+from onnxjit.passes.fold_constants import fold_constants
+from onnxjit.passes.fuse import fuse
+from onnxjit.passes.layouts import assign_layouts
+from onnxjit.passes.lower import lower, prune_program
+from onnxjit.program import Program
+
+PIPELINE = (
+    ("fuse", fuse),
+    ("fold_constants", lambda p, target: fold_constants(prune_program(p))),
+    ("assign_layouts", assign_layouts),
+)
+
+
+def run_pipeline(graph: Graph, target: Target, observe=None) -> Program:  # type: ignore[no-untyped-def]
+    """Lowers a graph and runs every pass; `observe(name, program)` sees each result."""
+    program = lower(graph)
+    if observe is not None:
+        observe("lower", program)
+    for name, step in PIPELINE:
+        program = step(program, target)
+        program.verify()
+        if observe is not None:
+            observe(name, program)
+    return program

@@ -1,0 +1,230 @@
+"""From a program to kernel sources and a plan: one nest, source and step per kernel call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxjit.codegen.build import Source, symbol_of
+from onnxjit.codegen.build import key as source_key
+from onnxjit.codegen.emit_cpu import emit, scratch_total
+from onnxjit.codegen.expr import Apply, Const, Dim, Expr, Poly, as_int, leaves, loads, substitute
+from onnxjit.codegen.kernel import Kernel, Stage, TensorType, used_inputs
+from onnxjit.codegen.loops import LoopNest
+from onnxjit.codegen.packing import Packing
+from onnxjit.codegen.scalar_functions import numpy_dtype
+from onnxjit.codegen.schedule import NoSchedule, Request, schedule
+from onnxjit.codegen.target import Target
+from onnxjit.errors import ModelError
+from onnxjit.program import HostCall, KernelCall, Program
+from onnxjit.runtime.plan import Buffer, Check, HostStep, Plan, Source as DimOrigin, Step
+from onnxjit.runtime.plan import Dim as PlanDim
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledCall:
+    """A kernel call with its nest and source. `buffers` are value ids; "pack:N" a packed constant."""
+
+    call: KernelCall
+    nest: LoopNest
+    source: Source
+    buffers: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Generated:
+    """Everything code generation made of a program."""
+
+    plan: Plan
+    sources: list[Source]
+    constants: list[str]
+    packings: dict[str, Packing]
+    scheduled: list[ScheduledCall | HostCall] = field(default_factory=list)
+
+
+def generate(p: Program, target: Target) -> Generated:
+    """Schedules and prints every kernel and builds the plan.
+
+    `constants` of the result name, in plan order, values of the program or keys of `packings`.
+    """
+    return _Generator(p, target).run()
+
+
+def single_stages(c: KernelCall) -> list[KernelCall]:
+    """One call per buffer written: what remains when no rule takes the stages together."""
+    k = c.kernel
+    groups: list[list[Stage]] = []
+    for s in k.stages:
+        if groups and groups[-1][0].buffer == s.buffer:
+            groups[-1].append(s)
+        else:
+            groups.append([s])
+    out = []
+    for g in groups:
+        made = {s.buffer for s in g}
+        candidates = [b for b in (*k.inputs, *(s.buffer for s in k.stages)) if b not in made]
+        inputs = used_inputs(g, dict.fromkeys(candidates))
+        kernel = Kernel(k.name, inputs, (g[0].buffer,), tuple(g), k.types)
+        out.append(KernelCall(kernel, c.origin))
+    return out
+
+
+class _Generator:
+    def __init__(self, p: Program, target: Target) -> None:
+        self.p, self.target = p, target
+        self.types: dict[str, TensorType] = dict(p.types)
+        self.packings: dict[str, Packing] = {}
+        self.pack_ids: dict[Packing, str] = {}
+        self.scheduled: list[ScheduledCall | HostCall] = []
+        order = {d.name: f"d{k}" for k, d in enumerate(p.dims)}
+        self.rename: dict[Expr, Expr] = {Dim(a): Dim(b) for a, b in order.items()}
+        self.order = order
+
+    def run(self) -> Generated:
+        for c in self.p.calls:
+            if isinstance(c, HostCall):
+                self.scheduled.append(c)
+            else:
+                self.schedule(c)
+        return self.build_plan()
+
+    def schedule(self, c: KernelCall) -> None:
+        constants = frozenset(self.p.constants)
+        request = Request(c.kernel, self.p.layouts, self.target, constants)
+        try:
+            nest = schedule(request)
+        except NoSchedule as e:
+            parts = single_stages(c)
+            if len(parts) == 1:
+                raise ModelError(str(e)) from e
+            for b, t in c.kernel.types.items():
+                self.types.setdefault(b, t)
+            for part in parts:
+                self.schedule(part)
+            return
+        source = Source(emit(nest), nest.symbols, c.kernel.name)
+        packed = {q.buffer: self.packed(q) for q in nest.packings}
+        buffers = tuple(packed.get(x.buffer, x.buffer) for x in nest.params)
+        self.scheduled.append(ScheduledCall(c, nest, source, buffers))
+
+    def packed(self, q: Packing) -> str:
+        if q not in self.pack_ids:
+            name = f"pack:{len(self.pack_ids)}"
+            self.pack_ids[q] = name
+            self.packings[name] = q
+        return self.pack_ids[q]
+
+    # --- plan ---------------------------------------------------------------------------------
+
+    def text(self, e: Expr) -> int | str:
+        """A size as the plan's expression language has it."""
+        n = as_int(e)
+        return n if n is not None else plan_text(substitute(e, self.rename))
+
+    def build_plan(self) -> Generated:
+        p = self.p
+        buffers: list[Buffer] = []
+        ids: dict[str, int] = {}
+        constants: list[str] = []
+
+        def add(v: str, kind: str) -> int:
+            if v in ids:
+                return ids[v]
+            if v in self.packings:
+                q = self.packings[v]
+                buffers.append(Buffer("constant", "float32", q.elements * 4, (q.elements,)))
+            else:
+                t = self.types[v]
+                shape = tuple(self.text(d) for d in t.shape)
+                nbytes = self.text(t.nbytes)
+                label = p.labels.get(v, "")
+                buffers.append(Buffer(kind, t.dtype, nbytes, shape, None, label))
+            ids[v] = len(buffers) - 1
+            if buffers[-1].kind == "constant":
+                constants.append(v)
+            return ids[v]
+
+        for v in p.inputs:
+            add(v, "input")
+        made = {v for c in self.scheduled for v in (c.call.outputs if isinstance(c, ScheduledCall) else c.outputs)}
+        host_made = {v for c in self.scheduled if isinstance(c, HostCall) for v in c.outputs}
+
+        def kind(v: str) -> str:
+            if v in p.constants or v in self.packings:
+                return "constant"
+            if v in host_made:
+                return "host"
+            return "output" if v in p.outputs and v in made else "arena"
+
+        steps: list[Step | HostStep] = []
+        for c in self.scheduled:
+            if isinstance(c, HostCall):
+                steps.append(
+                    HostStep(
+                        "::".join(str(x) for x in c.operator),
+                        tuple(add(v, kind(v)) if v else -1 for v in c.inputs),
+                        tuple(add(v, kind(v)) for v in c.outputs),
+                        dict(c.attrs),
+                        c.operator[1],
+                    )
+                )
+                continue
+            k = c.call.kernel
+            steps.append(
+                Step(
+                    symbol_of(source_key(c.source, self.target)),
+                    tuple(add(v, kind(v)) for v in c.buffers),
+                    tuple(self.order[d] for d in c.nest.dims),
+                    self.text(c.nest.tiles),
+                    self.text(scratch_total(c.nest)),
+                    False,
+                    self.text(k.flops()),
+                    self.text(k.bytes_moved()),
+                    k.name,
+                )
+            )
+        outputs = tuple(add(v, kind(v)) for v in p.outputs)
+        dims = tuple(
+            PlanDim(
+                self.order[d.name],
+                DimOrigin(ids[d.value], d.axis, d.factor, d.offset),
+                d.label,
+            )
+            for d in p.dims
+            if d.value in ids
+        )
+        checks = tuple(
+            Check(self.text(g.left), "==", self.text(g.right), g.message) for g in p.guards
+        )
+        plan = Plan(
+            tuple(buffers), tuple(steps), tuple(ids[v] for v in p.inputs), outputs, dims, checks
+        )
+        sources = [c.source for c in self.scheduled if isinstance(c, ScheduledCall)]
+        return Generated(plan, sources, constants, self.packings, self.scheduled)
+
+
+def plan_text(e: Expr) -> str:
+    """An int64 expression over dims in the plan's language: + - * // % min max."""
+    if isinstance(e, Const):
+        return str(e.value)
+    if isinstance(e, Dim):
+        return e.name
+    if isinstance(e, Poly):
+        parts = []
+        for atoms, c in e.terms:
+            factors = [plan_text(a) for a in atoms]
+            if c != 1 or not factors:
+                factors.append(str(c) if c >= 0 else f"({c})")
+            parts.append("*".join(factors))
+        return "(" + " + ".join(parts) + ")"
+    if isinstance(e, Apply) and e.dtype == "int64":
+        args = [plan_text(a) for a in e.args]
+        if e.fn in ("floordiv", "mod"):
+            return f"({args[0]} {'//' if e.fn == 'floordiv' else '%'} {args[1]})"
+        if e.fn in ("min", "max"):
+            return f"{e.fn}({', '.join(args)})"
+    raise ModelError(f"a size that this version cannot compute at run time: {e}")
+
+
+__all__ = ["Generated", "ScheduledCall", "generate", "leaves", "loads", "np", "numpy_dtype"]

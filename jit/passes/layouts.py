@@ -1,0 +1,107 @@
+"""Layout assignment: which physical axis order each intermediate value has.
+
+A convolution writes its column axis (output channels) innermost, so that register tiles store
+whole vectors and the next convolution reads channels contiguously. Pooling, elementwise and
+concatenation kernels keep the order of what they read. Model inputs and outputs are row-major;
+conversion happens inside the kernels at the border of a region, through their index maps.
+"""
+
+from __future__ import annotations
+
+from onnxjit.codegen.expr import ONE, Load, as_int, axes_of, loads
+from onnxjit.codegen.kernel import Kernel
+from onnxjit.codegen.schedule import Declined, Request
+from onnxjit.codegen.schedule.axes import typical
+from onnxjit.codegen.schedule.contraction import recognise
+from onnxjit.codegen.target import Target
+from onnxjit.program import HostCall, Program
+
+Layout = tuple[int, ...]
+
+
+def assign_layouts(p: Program, target: Target) -> Program:
+    """The program with `layouts` filled in."""
+    fixed = {*p.inputs, *p.outputs, *p.constants}
+    for c in p.calls:
+        if isinstance(c, HostCall):
+            fixed |= {*c.inputs, *c.outputs}
+    layouts: dict[str, Layout] = {}
+    constants = frozenset(p.constants)
+    for call in p.kernels():
+        out = call.outputs[0]
+        rank = p.types[out].rank
+        if rank < 3:
+            continue
+        order = column_last(call.kernel, layouts, target, constants)
+        if order is None:
+            order = inherited(call.kernel, layouts)
+        if order is None or order == tuple(range(rank)):
+            continue
+        for v in call.outputs:
+            if v not in fixed and p.types[v].rank == rank:
+                layouts[v] = order
+    return p.replace(layouts=layouts)
+
+
+def column_last(
+    k: Kernel, layouts: dict[str, Layout], target: Target, constants: frozenset[str]
+) -> Layout | None:
+    """The order that puts a contraction's column axis last; None for other kernels."""
+    try:
+        c = recognise(Request(k, layouts, target, constants))
+    except Declined:
+        return None
+    if c.y.buffer not in constants:
+        return None
+    final = k.stages[-1]
+    # The column axis in the logical output: the axis that occurs in y's index but not in x's.
+    reads = {x.buffer: x for x in loads(final.value)}
+    y = reads[c.y.buffer]
+    in_y = {a for i in y.index for a in axes_of(i)}
+    x = reads.get(c.x.buffer)
+    in_x = {a for i in x.index for a in axes_of(i)} if x is not None else set()
+    columns = [p for p, a in enumerate(final.axes) if a in in_y and a not in in_x]
+    if not columns:
+        columns = [p for p, a in enumerate(final.axes) if a in in_y and p == 1]
+    if not columns:
+        return None
+    column = columns[-1] if len(columns) == 1 else max(
+        columns, key=lambda p: typical(final.axes[p].extent)
+    )
+    rank = len(final.axes)
+    return (*(p for p in range(rank) if p != column), column)
+
+
+def inherited(k: Kernel, layouts: dict[str, Layout]) -> Layout | None:
+    """The order of the largest input that the output is indexed like."""
+    final = k.stages[-1]
+    rank = len(final.axes)
+    best: tuple[int, Layout] | None = None
+    for s in k.stages:
+        for x in loads(s.value):
+            t = k.types.get(x.buffer)
+            if t is None or t.rank != rank or x.buffer not in k.inputs:
+                continue
+            if not _parallel(x, s.axes, rank):
+                continue
+            order = layouts.get(x.buffer, tuple(range(rank)))
+            size = typical(t.elements)
+            if best is None or size > best[0] or (size == best[0] and x.buffer in layouts):
+                best = (size, order)
+    return best[1] if best is not None else None
+
+
+def _parallel(x: Load, axes: tuple[object, ...], rank: int) -> bool:
+    """Whether each axis of the buffer is indexed by the output axis in the same position."""
+    if len(axes) != rank:
+        return False
+    hits = 0
+    for i, a in zip(x.index, axes, strict=True):
+        found = axes_of(i)
+        if a in found:
+            hits += 1
+        elif as_int(i) is None and found & set(axes):
+            return False
+        elif getattr(a, "extent", None) is ONE:
+            hits += 1
+    return hits >= 2
