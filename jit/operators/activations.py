@@ -92,9 +92,7 @@ def selu(
     x: Tensor, *, alpha: float = 1.6732631921768188, gamma: float = 1.0507010221481323
 ) -> Tensor:
     """gamma x where x is positive, else gamma alpha (exp(x) - 1)."""
-    return elementwise(
-        lambda v: _where(_less(0, v), v, (apply("exp", v) - 1) * alpha) * gamma, x
-    )
+    return elementwise(lambda v: _where(_less(0, v), v, (apply("exp", v) - 1) * alpha) * gamma, x)
 
 
 @operator("Selu", since=1, until=5)

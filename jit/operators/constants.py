@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from onnxjit.codegen.expr import INDEX, Const, Expr, apply, as_int, cast
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.tensor import (
@@ -120,9 +119,7 @@ def arange(start: Tensor, limit: Tensor, delta: Tensor, *, stash_type: int = 1) 
     dtype = start.dtype
     wide = "float32" if dtype in NARROW else dtype
     n = _length(cast(a, wide), cast(b, wide), cast(c, wide))
-    return compute(
-        (n,), dtype, lambda i: in_wide(lambda s, d: s + cast(i, wide) * d, a, c)
-    )
+    return compute((n,), dtype, lambda i: in_wide(lambda s, d: s + cast(i, wide) * d, a, c))
 
 
 @operator("EyeLike", since=9, cases=[

@@ -71,9 +71,7 @@ def einsum(*xs: Tensor, equation: str) -> Tensor:
         place = {**dict(zip(result, idx, strict=True)), **dict(zip(summed, red, strict=True))}
 
         def read(x: Tensor, term: Term) -> Expr:
-            where = [
-                index(0) if d is ONE else place[a] for a, d in zip(term, x.shape, strict=True)
-            ]
+            where = [index(0) if d is ONE else place[a] for a, d in zip(term, x.shape, strict=True)]
             return cast(x.at(*where), wide)
 
         return reduce(lambda a, b: a * b, map(read, xs, terms))

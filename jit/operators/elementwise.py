@@ -7,7 +7,6 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-
 from onnxjit.codegen.expr import Expr, apply, cast
 from onnxjit.codegen.tensor import (
     NARROW,
@@ -106,18 +105,35 @@ def legacy_operand(a: Tensor, b: Tensor, axis: int | None, broadcast: int) -> Te
     return Tensor((*b.shape, *[1] * trailing), b.dtype, lambda i: b.at(*i[: b.rank]))
 
 
-def binary(name: str, fn: str | Callable[..., Expr], *dtypes: str, since: int = 7, **ends: Any) -> None:
-    """Registers a broadcast operator of two inputs, and its form before opset 7."""
-    if since == 7:
-        legacy = [
-            Case(draw("float32[2,3,5]", "float32[3]", **ends), {"axis": 1, "broadcast": 1}),
-            Case(draw("float32[2,3,5]", "float32[3,5]", **ends), {"broadcast": 1}),
-            Case(draw("float32[3,5]", "float32[3,5]", **ends)),
-        ]
-        if "float32" not in dtypes:
-            legacy = [Case(draw("bool[2,3,5]", "bool[3]"), {"axis": 1, "broadcast": 1})]
+def legacy_cases(d: str, numpy: Callable[..., Any], **ends: Any) -> list[Case]:
+    """Cases of the broadcasting before opset 7."""
 
-        @operator(name, since=1, until=6, cases=legacy)
+    def make(b: str, expect: Callable[..., Any], **attrs: int) -> Case:
+        return Case(draw(f"{d}[2,3,5]", f"{d}{b}", **ends), attrs, expect=expect)
+
+    return [
+        make("[3]", lambda a, b: numpy(a, b[:, None]), axis=1, broadcast=1),
+        make("[2,3]", lambda a, b: numpy(a, b[:, :, None]), axis=0, broadcast=1),
+        make("[3,5]", numpy, broadcast=1),
+        make("[2,3,5]", numpy),
+    ]
+
+
+def binary(
+    name: str,
+    fn: str | Callable[..., Expr],
+    *dtypes: str,
+    since: int = 7,
+    numpy: Callable[..., Any] | None = None,
+    **ends: Any,
+) -> None:
+    """Registers a broadcast operator of two inputs and, when opset 7 brought the broadcasting, its
+    form before that; `numpy` computes what the tests expect of the latter."""
+    if since == 7:
+        d = "bool" if "float32" not in dtypes else "int32" if name == "Equal" else "float32"
+        assert numpy is not None
+
+        @operator(name, since=1, until=6, cases=legacy_cases(d, numpy, **ends))
         def old(a: Tensor, b: Tensor, *, axis: int | None = None, broadcast: int = 0) -> Tensor:
             return elementwise(fn, a, legacy_operand(a, b, axis, broadcast))
 
@@ -126,10 +142,10 @@ def binary(name: str, fn: str | Callable[..., Expr], *dtypes: str, since: int = 
         return elementwise(fn, a, b)
 
 
-binary("Add", "add", *FLOATS, *INTEGERS)
-binary("Sub", "sub", *FLOATS, *INTEGERS)
-binary("Mul", "mul", *FLOATS, *INTEGERS)
-binary("Div", "div", *FLOATS, *INTEGERS, low=1.0, high=7.0)
+binary("Add", "add", *FLOATS, *INTEGERS, numpy=np.add)
+binary("Sub", "sub", *FLOATS, *INTEGERS, numpy=np.subtract)
+binary("Mul", "mul", *FLOATS, *INTEGERS, numpy=np.multiply)
+binary("Div", "div", *FLOATS, *INTEGERS, numpy=np.divide, low=1.0, high=7.0)
 
 
 @operator(
@@ -179,9 +195,7 @@ def power(x: Tensor, y: Tensor) -> Tensor:
     return compute(shape, x.dtype, at)
 
 
-@operator("Pow", since=1, until=6, cases=[
-    Case(draw("float32[2,3,5]", "float32[3]", low=1.0), {"axis": 1, "broadcast": 1}),
-])  # fmt: skip
+@operator("Pow", since=1, until=6, cases=legacy_cases("float32", np.power, low=1.0))
 def power_1(x: Tensor, y: Tensor, *, axis: int | None = None, broadcast: int = 0) -> Tensor:
     """x to the power y with the broadcasting of opset 1."""
     return power(x, legacy_operand(x, y, axis, broadcast))
@@ -214,6 +228,8 @@ def mean(*xs: Tensor) -> Tensor:
     return elementwise(lambda *v: apply("div", reduce(lambda a, b: a + b, v), len(xs)), *xs)
 
 
+FLOAT32_MAX = 3.4028234663852886e38
+
 # --- bounds and dropout ------------------------------------------------------------------------
 
 
@@ -221,10 +237,9 @@ def mean(*xs: Tensor) -> Tensor:
     Case(draw("float32[3,5]"), {"min": -0.5, "max": 1.5}, version=6),
     Case(draw("float32[3,5]"), {"max": 1.5}, version=6),
 ])  # fmt: skip
-def clip_1(x: Tensor, *, min: float | None = None, max: float | None = None) -> Tensor:
+def clip_1(x: Tensor, *, min: float = -FLOAT32_MAX, max: float = FLOAT32_MAX) -> Tensor:
     """x limited to [min, max]; both are attributes."""
-    low, high = (None if v is None else full((), v, "float32") for v in (min, max))
-    return clip(x, low, high)
+    return clip(x, full((), min, "float32"), full((), max, "float32"))
 
 
 @operator("Clip", since=11, cases=[
@@ -242,14 +257,16 @@ def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Te
             v = v if b is None else apply(fn, v, cast(b, v.dtype))
         return v
 
-    return elementwise(limit, x) if x.rank else Tensor((), x.dtype, lambda i: in_wide(limit, x.at()))
+    return (
+        elementwise(limit, x) if x.rank else Tensor((), x.dtype, lambda i: in_wide(limit, x.at()))
+    )
 
 
 @operator("Dropout", since=1, until=11, cases=[
     Case(draw("float32[3,5]"), {"ratio": 0.3}, version=10),
 ])  # fmt: skip
 def dropout_1(
-    x: Tensor, *, ratio: float = 0.5, is_test: int = 1, outputs: int = 1, version: int = 7
+    x: Tensor, *, ratio: float = 0.5, is_test: int = 0, outputs: int = 1, version: int = 7
 ) -> Any:
     """The input: inference drops nothing. Before opset 10 the mask has the dtype of the data."""
     mask = full(x.shape, 1, "bool" if version >= 10 else x.dtype)

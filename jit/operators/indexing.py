@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-
 from onnxjit.codegen.expr import Const, Expr, apply, as_int, cast, index
 from onnxjit.codegen.simplify import is_nonneg
 from onnxjit.codegen.tensor import DefinitionError, Tensor, current, same_dim
@@ -177,10 +176,10 @@ def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
 
 
 @operator("GatherND", since=11, cases=[
-    Case(draw("float32[3,5]", [[0, 1], [-1, 4]])),
+    Case(draw("float32[3,5]", [[0, 1], [-1, 4]]), fixed=(2,)),
     Case(draw("float32[3,5]", [[1], [0]])),
     Case(draw("float32[3,5,7]", [[1], [0], [-1]]), {"batch_dims": 1}),
-    Case(draw("int32[3,5]", [[[0, 1]], [[2, 3]]])),
+    Case(draw("int32[3,5]", [[[0, 1]], [[2, 3]]]), fixed=(2,)),
 ])  # fmt: skip
 def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     """Slices of `x` at index tuples, the last axis of `indices`."""
@@ -223,8 +222,9 @@ def _one_hot(indices: Tensor, depth: Tensor, values: Tensor, axis: int, negative
 @operator("OneHot", since=11, cases=[
     Case(draw([[0, 6], [-1, -8], [2, 9]], np.array(7), [2, 5])),
     Case(draw([1, 2], [3], "float32[2]"), {"axis": 0}, fixed=(2,)),
-    Case(draw(np.array([1.0, 2.0], np.float32), np.array([4.0], np.float32), "bool[2]"),
-         fixed=(2,)),
+    Case(draw(np.array([1.0, 2.0], np.float32), np.array([4.0], np.float32),
+              np.array([True, False])),
+         fixed=(2,), expect=lambda i, depth, v: ~np.eye(4, dtype=bool)[1:3]),
 ])  # fmt: skip
 def one_hot(indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -> Tensor:
     """values[1] where the new axis has the index, else values[0]."""
@@ -237,9 +237,14 @@ def one_hot_9(indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1)
     return _one_hot(indices, depth, values, axis, False)
 
 
-@operator("Trilu", since=14, cases=[
-    Case(draw("float32[2,5,7]", np.array(k)), {"upper": u}) for k in (-1, 0, 2) for u in (0, 1)
-] + [Case(draw("bool[3,5]")), Case(draw("int64[5,3]"), {"upper": 0}), Case(draw("float32[0,3]"))])
+@operator(
+    "Trilu",
+    since=14,
+    cases=[
+        Case(draw("float32[2,5,7]", np.array(k)), {"upper": u}) for k in (-1, 0, 2) for u in (0, 1)
+    ]
+    + [Case(draw("bool[3,5]")), Case(draw("int64[5,3]"), {"upper": 0}), Case(draw("float32[0,3]"))],
+)
 def trilu(x: Tensor, k: Tensor | None = None, *, upper: int = 1) -> Tensor:
     """The upper or lower triangle of matrices, from or up to the k-th diagonal; 0 elsewhere."""
     diagonal = index(0) if k is None else k.at(*[0] * k.rank)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from onnxjit.codegen.expr import Const, Expr, apply, cast
 from onnxjit.codegen.kernel import TensorType
 from onnxjit.codegen.scalar_functions import numpy_dtype
@@ -16,12 +15,12 @@ from onnxjit.operators.registry import Case, operator
 from onnxjit.operators.samples import FLOATS, INTEGERS, draw
 from onnxjit.tensors import dtype_name
 
-binary("And", "logical_and", "bool")
-binary("Or", "logical_or", "bool")
-binary("Xor", "logical_xor", "bool")
-binary("Equal", "eq", "int32", "int64", "bool", "float32", "bfloat16", "uint8")
-binary("Less", "lt", *FLOATS, *INTEGERS)
-binary("Greater", lambda a, b: apply("lt", b, a), *FLOATS, *INTEGERS)
+binary("And", "logical_and", "bool", numpy=np.logical_and)
+binary("Or", "logical_or", "bool", numpy=np.logical_or)
+binary("Xor", "logical_xor", "bool", numpy=np.logical_xor)
+binary("Equal", "eq", "int32", "int64", "bool", "float32", "bfloat16", "uint8", numpy=np.equal)
+binary("Less", "lt", *FLOATS, *INTEGERS, numpy=np.less)
+binary("Greater", lambda a, b: apply("lt", b, a), *FLOATS, *INTEGERS, numpy=np.greater)
 binary("LessOrEqual", "le", *FLOATS, *INTEGERS, since=12)
 binary("GreaterOrEqual", lambda a, b: apply("le", b, a), *FLOATS, *INTEGERS, since=12)
 binary("BitwiseAnd", "bit_and", *INTEGERS, since=18, low=0, high=100)
@@ -125,8 +124,10 @@ def convert(x: Tensor, dtype: str, saturate: int = 1) -> Tensor:
     if dtype == "float8_e8m0fnu" and x.dtype != dtype:
         raise DefinitionError(f"conversion from {x.dtype} to {dtype} has no definition")
     if x.dtype in _FLOAT8 or x.dtype in ("float4_e2m1fn", "float8_e8m0fnu"):
-        return convert(cast_to(x, "float32"), dtype, saturate) if dtype != "float32" else (
-            cast_to(x, dtype)
+        return (
+            convert(cast_to(x, "float32"), dtype, saturate)
+            if dtype != "float32"
+            else (cast_to(x, dtype))
         )
     if dtype not in _FLOAT8:
         return cast_to(x, dtype)

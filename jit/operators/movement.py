@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from onnxjit.codegen import tensor as T
 from onnxjit.codegen.expr import ONE, Expr, apply, as_int, index
 from onnxjit.codegen.kernel import product
@@ -232,9 +231,7 @@ def split(
     Case(draw("float32[6,5]"), outputs=3, fixed=(6,)),
     Case(draw("float32[3,7]", [2, 5]), {"axis": 1}, outputs=2, fixed=(7,)),
 ])  # fmt: skip
-def split_13(
-    x: Tensor, sizes: Tensor | None = None, *, axis: int = 0, outputs: int = 1
-) -> Any:
+def split_13(x: Tensor, sizes: Tensor | None = None, *, axis: int = 0, outputs: int = 1) -> Any:
     """`split` where the number of equal parts is that of the outputs."""
     return _split(x, None if sizes is None else size_list(sizes), axis, outputs)
 

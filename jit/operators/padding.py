@@ -28,9 +28,7 @@ def _source(i: Expr, d: Expr, mode: str, single: bool) -> Expr:
     return apply("select", apply("lt", last, m), period - m, m)
 
 
-def _pad(
-    x: Tensor, before: list[Expr], after: list[Expr], mode: str, value: Expr
-) -> Tensor:
+def _pad(x: Tensor, before: list[Expr], after: list[Expr], mode: str, value: Expr) -> Tensor:
     if mode == "constant":
         return pad_with(x, before, after, value)
     if mode not in ("reflect", "edge", "wrap"):
@@ -61,9 +59,7 @@ def _extend(x: Tensor, axis: int, low: Expr, high: Expr, mode: str) -> Tensor:
     return Tensor(shape, x.dtype, at)
 
 
-def _pairs(
-    pads: list[Expr], axes: list[int] | None, rank: int
-) -> tuple[list[Expr], list[Expr]]:
+def _pairs(pads: list[Expr], axes: list[int] | None, rank: int) -> tuple[list[Expr], list[Expr]]:
     places = list(range(rank)) if axes is None else [normal_axis(a, rank) for a in axes]
     if len(pads) != 2 * len(places):
         raise DefinitionError(f"Pad: {len(pads)} pads for {len(places)} axes")
@@ -104,9 +100,7 @@ def pad(
 @operator("Pad", since=2, until=10, cases=[
     Case(draw("float32[3,5]"), {"pads": [1, 2, 2, 3], "mode": m, "value": 1.5}) for m in _MODES
 ])  # fmt: skip
-def pad_2(
-    x: Tensor, *, pads: Sequence[int], mode: str = "constant", value: float = 0.0
-) -> Tensor:
+def pad_2(x: Tensor, *, pads: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
     """`pad` with everything in attributes."""
     before, after = _pairs(size_list(pads), None, x.rank)
     return _pad(x, before, after, mode, Const(value, x.dtype))

@@ -6,9 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from onnxjit.codegen import tensor as T
-from onnxjit.codegen.expr import INDEX, ONE, Const, Expr, Reduce, apply, as_int, cast, fresh_axis, index
+from onnxjit.codegen.expr import (
+    INDEX,
+    ONE,
+    Const,
+    Expr,
+    Reduce,
+    apply,
+    as_int,
+    cast,
+    fresh_axis,
+    index,
+)
 from onnxjit.codegen.kernel import product
 from onnxjit.codegen.tensor import NARROW, DefinitionError, Tensor, cast_to, elementwise
 from onnxjit.operators.registry import Case, operator

@@ -24,7 +24,7 @@ class Case:
     Sizes of at least 2 are also tried as symbolic ones (equal sizes share a symbol) unless
     `symbolic` is False; `fixed` lists sizes that stay constants. `bench` marks the case that the
     benchmark tables use. `version` asks for one schema version; otherwise the row's newest is used.
-    `expect` computes the outputs from the inputs where the ONNX reference lacks or breaks the case.
+    `tolerance` replaces the usual one of the dtype. `expect` computes the outputs from the inputs where the ONNX reference lacks or breaks the case.
     """
 
     inputs: Callable[[], Sequence[Any]]
@@ -35,6 +35,7 @@ class Case:
     symbolic: bool = True
     fixed: tuple[int, ...] = ()
     version: int | None = None
+    tolerance: float | None = None
     expect: Callable[..., Any] | None = None
 
 
@@ -86,6 +87,11 @@ def operator(
             name, domain, since, until, define, tuple(cases), keywords, variadic, host, infer
         )
         rows = _TABLE.setdefault((domain, name), [])
+        for other in rows:
+            if (until is None or other.since <= until) and (
+                other.until is None or since <= other.until
+            ):
+                raise ValueError(f"{name} version {max(since, other.since)} is defined twice")
         rows.append(row)
         rows.sort(key=lambda o: o.since)
         return define

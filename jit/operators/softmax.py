@@ -30,9 +30,7 @@ def log_softmax_of(x: Tensor, axis: int) -> Tensor:
     w = cast_to(x, "float32") if x.dtype in NARROW else x
     top = T.reduce("max", w, [axis], keepdims=True)
     total = T.reduce("sum", elementwise(lambda v, m: apply("exp", v - m), w, top), [axis], True)
-    return cast_to(
-        elementwise(lambda v, m, s: v - m - apply("log", s), w, top, total), x.dtype
-    )
+    return cast_to(elementwise(lambda v, m, s: v - m - apply("log", s), w, top, total), x.dtype)
 
 
 def hardmax_of(x: Tensor, axis: int) -> Tensor:
