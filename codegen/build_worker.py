@@ -161,7 +161,8 @@ def _optimised(job: Mapping[str, Any], target: Target, machine: Any) -> Any:
     tuning.loop_vectorization = True
     tuning.slp_vectorization = True
     tuning.loop_interleaving = True
-    tuning.loop_unrolling = True
+    # Unrolling runs before vectorisation and turns short constant loops into scalar code.
+    tuning.loop_unrolling = False
     passes = llvm.create_pass_builder(machine, tuning)
     passes.getModulePassManager().run(module, passes)
     _check_symbols(module, job)

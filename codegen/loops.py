@@ -13,6 +13,7 @@ from onnxjit.codegen.expr import Axis, Expr, Var, index, to_text
 from onnxjit.codegen.packing import Packing
 
 TILE = Var("tile")
+THREAD = Var("thread")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,20 @@ class Call:
     args: tuple[Expr | Address, ...]
 
 
-Stmt = For | If | Assign | Store | Call
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """All threads of a CUDA block meet here; never inside a condition that threads decide apart."""
+
+
+Stmt = For | If | Assign | Store | Call | Barrier
 
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """Private memory of one call: on the stack (`count` constant) or in the thread's scratch."""
+    """Private memory of one call: on the stack (`count` constant) or in the thread's scratch.
+
+    On CUDA: memory that the threads of a block share (`count` constant), with `stack` False.
+    """
 
     buffer: str
     dtype: str
@@ -89,7 +98,10 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class LoopNest:
-    """`dims`: names of the run-time integers, in the order of the `ints` argument."""
+    """`dims`: names of the run-time integers, in the order of the `ints` argument.
+
+    With `threads`, a tile is computed by the threads of one CUDA block; `THREAD` numbers them.
+    """
 
     name: str
     params: tuple[Param, ...]
@@ -102,6 +114,7 @@ class LoopNest:
     declined: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = field(default=())
     packings: tuple[Packing, ...] = field(default=())
+    threads: int = 0
 
     def __str__(self) -> str:
         lines = [f"nest {self.name} [{self.rule}] tiles={to_text(self.tiles)}"]
@@ -127,6 +140,8 @@ def _print(body: tuple[Stmt, ...], pad: str) -> list[str]:
             out.append(f"{pad}{s.var.name} = {to_text(s.value)}")
         elif isinstance(s, Store):
             out.append(f"{pad}{s.buffer}[{to_text(s.offset)}] = {to_text(s.value)}")
+        elif isinstance(s, Barrier):
+            out.append(f"{pad}barrier")
         else:
             args = ", ".join(
                 (f"&{a.buffer}[{to_text(a.offset)}]" if a.offset is not None else f"&{a.buffer}")

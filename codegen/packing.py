@@ -40,11 +40,24 @@ class Packing:
         return total
 
 
-def pack(flat: np.ndarray, p: Packing, out: np.ndarray | None = None) -> np.ndarray:
-    """The packed form [outer..., panels, k, nr] of a flat array, as one flat array of its dtype.
+def flattened(source: np.ndarray) -> np.ndarray:
+    """The elements in row-major order; an array that repeats one element stays a repetition."""
+    if source.size and not any(source.strides):
+        return np.broadcast_to(source.reshape(-1)[:1], source.size)
+    return source.reshape(-1)
+
+
+def arranged(source: np.ndarray, order: tuple[int, ...] | None) -> np.ndarray:
+    """A C-contiguous array whose axes are those of `source` in physical order (None: as they are)."""
+    return np.ascontiguousarray(source if order is None else source.transpose(order))
+
+
+def pack(source: np.ndarray, p: Packing, out: np.ndarray | None = None) -> np.ndarray:
+    """The packed form [outer..., panels, k, nr] of an operand, as one flat array of its dtype.
 
     `out`, when given, is a flat array of `p.elements` elements that receives the result.
     """
+    flat = flattened(source)
     extents = [*(e for e, _ in p.outer), p.column[0], *(e for e, _ in p.inner)]
     steps = [*(s for _, s in p.outer), p.column[1], *(s for _, s in p.inner)]
     item = flat.strides[0] if flat.ndim and flat.size else flat.itemsize

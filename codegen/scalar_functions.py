@@ -121,6 +121,15 @@ def _saturating_cast(x: Any, dtype: str) -> Any:
     return x.astype(target)
 
 
+def _pow(a: Any, b: Any) -> Any:
+    """Integer powers are modulo 2**bits; a negative exponent counts as huge, as in kernels."""
+    a, b = np.asarray(a), np.asarray(b)
+    if not np.issubdtype(a.dtype, np.signedinteger):
+        return np.power(a, b)
+    unsigned = np.dtype(f"uint{a.dtype.itemsize * 8}")
+    return np.power(a.astype(unsigned), b.astype(unsigned)).astype(a.dtype)
+
+
 def _shift_left(a: Any, b: Any) -> Any:
     return np.left_shift(a, b)
 
@@ -138,7 +147,7 @@ _ROWS = (
     Function("sign", np.sign, cost=2),
     Function("min", np.minimum),
     Function("max", np.maximum),
-    Function("pow", np.power, cost=30),
+    Function("pow", _pow, cost=30),
     Function("sqrt", np.sqrt, cost=6),
     Function("rsqrt", lambda x: (1 / np.sqrt(x)).astype(np.asarray(x).dtype), cost=8),
     Function("exp", np.exp, cost=15),

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import llvmlite
 import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from onnxjit.codegen.fingerprint import content_key
+from onnxjit.codegen.target import Target
 
 _I32, _I64, _VOID = ir.IntType(32), ir.IntType(64), ir.VoidType()
 _PTR = ir.PointerType()
@@ -229,6 +233,13 @@ INTRINSICS: dict[str, Any] = {
     "call2": call2,
     "clock_ns": clock_ns,
 }
+
+
+def executor_key(source: str, symbols: Mapping[str, str], target: Target) -> str:
+    """32 hexadecimal digits that identify the executor's machine code."""
+    own = Path(__file__).read_bytes()
+    parts = [own, source.encode(), repr(sorted(symbols.items())).encode()]
+    return content_key([*parts, target.code_key.encode(), llvmlite.__version__.encode()])
 
 
 def executor_ir(source: str, symbols: Mapping[str, str]) -> str:

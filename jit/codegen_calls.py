@@ -195,7 +195,8 @@ class _Generator:
             if d.value in ids
         )
         checks = tuple(
-            Check(self.text(g.left), "==", self.text(g.right), g.message) for g in p.guards
+            Check(self.text(g.left), "==", self.text(g.right), g.message, g.assumed)
+            for g in p.guards
         )
         plan = Plan(
             tuple(buffers), tuple(steps), tuple(ids[v] for v in p.inputs), outputs, dims, checks

@@ -1,111 +1,229 @@
-"""Drives a compilation: import, passes, code generation, parallel build, packing, linking."""
+"""Drives a compilation: import, passes, code generation, parallel build, packing."""
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from onnxjit.artifact import Artifact, TensorInfo
 from onnxjit.codegen.build import Builder, Source
+from onnxjit.codegen.build import key as source_key
 from onnxjit.codegen.cache import Cache
 from onnxjit.codegen.packing import pack
 from onnxjit.codegen.target import Target, host, target_machine
-from onnxjit.codegen_calls import Generated, generate
+from onnxjit.codegen_calls import Generated, ScheduledCall, generate
+from onnxjit.dims import DimExpr
+from onnxjit.errors import ModelError
+from onnxjit.graph import Graph, Value
 from onnxjit.importer import import_model
 from onnxjit.passes import run_pipeline
 from onnxjit.program import Program
+from onnxjit.runtime.plan import Expression, Plan, Step
 
 Progress = Callable[[int, int], None]
+Shapes = Sequence[tuple[int, ...]]
 
 _executor_lock = threading.Lock()
 
 
 def executor_object(target: Target, cache: Cache | None) -> bytes:
     """The plan executor's object file, built once per machine and cached."""
-    from onnxjit.codegen.build import key
+    from onnxjit.codegen.sync_intrinsics import executor_ir, executor_key
     from onnxjit.runtime.executor_source import SOURCE, SYMBOLS
 
-    name = key(Source(SOURCE, tuple(sorted(SYMBOLS.values()))), target)
+    name = executor_key(SOURCE, SYMBOLS, target)
     found = cache.get("kernels", name) if cache is not None else None
     if found is not None:
         return found
     with _executor_lock:
         import llvmlite.binding as llvm
 
-        from onnxjit.codegen.sync_intrinsics import executor_ir
-
         machine = target_machine(target)
         module = llvm.parse_assembly(executor_ir(SOURCE, SYMBOLS))
         module.triple = target.triple
-        options = llvm.create_pipeline_tuning_options(speed_level=3)
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
         builder = llvm.create_pass_builder(machine, options)
         builder.getModulePassManager().run(module, builder)
-        data = machine.emit_object(module)
+        data = bytes(machine.emit_object(module))
     if cache is not None:
         cache.put("kernels", name, data, source=SOURCE)
     return data
 
 
+@dataclass(frozen=True, slots=True)
 class Artifacts:
     """All parts of a compiled model, before it is loaded."""
 
-    def __init__(
-        self,
-        program: Program,
-        generated: Generated,
-        objects: dict[str, bytes],
-        constants: list[np.ndarray],
-    ) -> None:
-        self.program = program
-        self.generated = generated
-        self.objects = objects
-        self.constants = constants
+    program: Program
+    generated: Generated
+    objects: dict[str, bytes]
+    constants: list[np.ndarray]
 
 
 def build_model(
     model: Any,
     *,
     overrides: Mapping[str, int] | None = None,
+    shapes: Shapes | None = None,
     target: Target | None = None,
     cache: Cache | None = None,
     jobs: int | None = None,
+    builder: Builder | None = None,
     progress: Progress | None = None,
     observe: Callable[[str, Program], None] | None = None,
-) -> tuple[Any, Artifacts]:
-    """Compiles a model; returns the imported graph and the artifacts."""
+    constants: Callable[[Iterator[np.ndarray]], None] | None = None,
+) -> tuple[Graph, Artifacts]:
+    """Compiles a model; returns the imported graph and the artifacts.
+
+    `shapes` are concrete shapes of all inputs, for code that serves only those. `builder` is used
+    instead of a new one and stays open (many small models share its workers). `constants` takes
+    the plan's constants one after the other, while kernels are being compiled, and the result then
+    has none: no two of them need memory at the same time.
+    """
     target = target or host()
-    with Builder(target, jobs, cache) as builder:
+    with nullcontext(builder) if builder else Builder(target, jobs, cache) as builder:
         builder.start()
         graph = import_model(model, overrides=overrides)
+        if shapes is not None:
+            graph = with_shapes(graph, shapes)
         program = run_pipeline(graph, target, observe)
         generated = generate(program, target)
+        generated.plan = with_names(generated.plan)
         distinct = {s.text: s for s in generated.sources}
         ordered = sorted(distinct.values(), key=lambda s: -len(s.text))
         keys = [builder.submit(s) for s in ordered]
         symbols = sorted({x for s in ordered for x in s.symbols})
-        constants = pack_constants(program, generated)
-        objects: dict[str, bytes] = {}
+        packed: list[np.ndarray] = []
+        if constants is None:
+            packed = list(packed_constants(program, generated))
+        else:
+            constants(packed_constants(program, generated))
+        objects: dict[str, bytes] = {"executor": executor_object(target, cache)}
         for n, k in enumerate(keys):
             objects[k] = builder.result(k)
             if progress is not None:
                 progress(n + 1, len(keys))
         objects.update(builder.tile_objects(symbols))
-        objects["executor"] = executor_object(target, cache)
-    return graph, Artifacts(program, generated, objects, constants)
+    return graph, Artifacts(program, generated, objects, packed)
 
 
-def pack_constants(program: Program, generated: Generated) -> list[np.ndarray]:
-    """The plan's constants as flat or shaped C-contiguous arrays."""
-    out = []
+def packed_constants(program: Program, generated: Generated) -> Iterator[np.ndarray]:
+    """The plan's constants in order, each packed when its turn comes, C-contiguous."""
     for v in generated.constants:
         q = generated.packings.get(v)
         if q is None:
             data = program.constants[v]
-            out.append(data if data.flags.c_contiguous else np.ascontiguousarray(data))
+            yield data if data.flags.c_contiguous else np.ascontiguousarray(data)
         else:
             source = program.constants[q.buffer]
             flat = source.reshape(-1) if source.flags.c_contiguous else np.ravel(source)
-            out.append(pack(flat, q))
-    return out
+            yield pack(flat, q)
+
+
+def with_shapes(graph: Graph, shapes: Shapes) -> Graph:
+    """The graph for inputs of exactly these shapes."""
+    if len(shapes) != len(graph.inputs):
+        raise ModelError(f"{len(shapes)} shapes for {len(graph.inputs)} inputs")
+    inputs = tuple(
+        Value(v.name, v.dtype, tuple(s)) for v, s in zip(graph.inputs, shapes, strict=True)
+    )
+    return graph.replace(inputs=inputs)
+
+
+def with_names(plan: Plan) -> Plan:
+    """The plan with a readable name of its own for every kernel step: conv_relu_3."""
+    count: Counter[str] = Counter()
+    steps = []
+    for s in plan.steps:
+        if isinstance(s, Step):
+            count[s.name] += 1
+            s = replace(s, name=f"{s.name}_{count[s.name] - 1}")
+        steps.append(s)
+    return replace(plan, steps=tuple(steps))
+
+
+def artifact_of(
+    graph: Graph, parts: Artifacts, target: Target, shapes: Shapes | None = None
+) -> Artifact:
+    """The compiled model as plain data; `constants` as far as they are in `parts`."""
+    plan = parts.generated.plan
+    return Artifact(
+        plan,
+        tuple(parts.objects.values()),
+        tuple(parts.constants),
+        tuple(_info(v, plan, b, graph) for v, b in zip(graph.inputs, plan.inputs, strict=True)),
+        tuple(_info(v, plan, b, graph) for v, b in zip(graph.outputs, plan.outputs, strict=True)),
+        graph.metadata,
+        kernels_text(parts.generated, target),
+        target.code_key,
+        None if shapes is None else tuple(map(tuple, shapes)),
+    )
+
+
+def _info(v: Value, plan: Plan, b: int, graph: Graph) -> TensorInfo:
+    """Name and type: the declared shape where there is one, else the one that was inferred."""
+    buffer = plan.buffers[b]
+    inferred = buffer.shape or ()
+    declared: Sequence[Any] = v.shape if v.shape is not None else inferred
+    if len(declared) != len(inferred):
+        declared = inferred
+    names = {s.id: s.name for s in graph.dims}
+    labels = {d.name: d.label for d in plan.dims}
+    shape: list[int | str | None] = []
+    for d, e in zip(declared, inferred, strict=True):
+        if isinstance(e, int):
+            shape.append(e)
+        elif isinstance(d, DimExpr):
+            shape.append(d.text or names.get(str(d.args[0])) or None)
+        else:
+            shape.append(labelled(e, labels))
+    return TensorInfo(v.name, buffer.dtype, tuple(shape))
+
+
+def labelled(e: Expression, labels: Mapping[str, str]) -> int | str:
+    """A size with the model's names for its free dimensions."""
+    import re
+
+    if isinstance(e, int):
+        return e
+    return re.sub(r"d\d+", lambda m: labels.get(m[0]) or m[0], e)
+
+
+def kernels_text(generated: Generated, target: Target) -> bytes:
+    """What there is to know of each kernel step, as JSON: rows, and each distinct source once."""
+    sources: dict[str, dict[str, Any]] = {}
+    rows = []
+    for step, c in zip(generated.plan.steps, generated.scheduled, strict=True):
+        if not isinstance(c, ScheduledCall) or not isinstance(step, Step):
+            rows.append({"host": step.name, "origin": c.origin})  # type: ignore[union-attr]
+            continue
+        nest, k = c.nest, source_key(c.source, target)
+        sources[k] = {
+            "text": c.source.text,
+            "symbols": c.source.symbols,
+            "wide": c.source.wide,
+        }
+        rows.append(
+            {
+                "name": step.name,
+                "key": k,
+                "rule": nest.rule,
+                "declined": nest.declined,
+                "notes": nest.notes,
+                "definition": str(c.call.kernel),
+                "nest": str(nest),
+                "origin": c.call.origin,
+                "flops": step.flops,
+                "bytes": step.bytes,
+                "tiles": step.tiles,
+                "scratch": step.scratch,
+            }
+        )
+    return json.dumps({"sources": sources, "rows": rows}, separators=(",", ":")).encode()

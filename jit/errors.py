@@ -18,6 +18,14 @@ class GraphError(OnnxJitError):
     """A graph breaks its own rules (see `Graph.verify`): a defect of onnxjit, not of the model."""
 
 
+class DeviceError(OnnxJitError):
+    """The device that was asked for is not there, or this version cannot run on it."""
+
+
+class InputError(OnnxJitError, ValueError):
+    """The inputs of a call do not fit the model: which one, what was expected, what came."""
+
+
 @dataclass(frozen=True, slots=True)
 class UnsupportedNode:
     """One node that has no implementation, and why."""

@@ -50,7 +50,8 @@ def import_model(
 ) -> Graph:
     """Import an ONNX model.
 
-    `model` is a path, bytes, a binary file object or an `onnx.ModelProto`. `overrides` fixes free
+    `model` is a path, bytes, a binary file object, an `onnx.ModelProto`, or what `read_model` made
+    of one. `overrides` fixes free
     dimensions by the model's name of them. `folder` is where external data is looked for when the
     model is not given as a path. Raises ModelError for everything that is wrong with the model,
     an override that names no dimension included.
@@ -59,7 +60,7 @@ def import_model(
         if size < 0:
             raise ModelError(f"the dimension {name!r} cannot be {size}")
     try:
-        source = read_model(model, folder)
+        source = model if isinstance(model, ModelSource) else read_model(model, folder)
         graph = Importer(source, overrides).model()
         graph.verify()
     except GraphError as error:

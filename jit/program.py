@@ -60,11 +60,12 @@ class DimSource:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Two sizes that definitions assumed to be equal."""
+    """Two sizes that must be equal: `assumed` by definitions, or else declared by the model."""
 
     left: Expr
     right: Expr
     message: str
+    assumed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,8 @@ class ModelSource:
             )
         return data[offset : offset + length]
 
-    def _file(self, location: str, name: str) -> np.ndarray:
+    def locate(self, location: str, name: str) -> Path:
+        """The file that holds external data of tensor `name`. Raises ModelError if it may not."""
         if not self._folders:
             raise ModelError(
                 f"tensor {name!r} is external data in {location!r}, but the model was not given as "
@@ -121,6 +122,15 @@ class ModelSource:
                 raise ModelError(
                     f"external data {location!r} of tensor {name!r} lies outside the model's folder"
                 )
+        except (OSError, RuntimeError) as error:
+            raise ModelError(
+                f"external data {location!r} of tensor {name!r} cannot be read: {error}"
+            ) from error
+        return path
+
+    def _file(self, location: str, name: str) -> np.ndarray:
+        path = self.locate(location, name)
+        try:
             if path not in self._files:
                 self._files[path] = np.frombuffer(_map(path), np.uint8)
         except (OSError, RuntimeError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 from onnxjit.runtime import layout
 from onnxjit.runtime.binding import Binding, Context, Slot
 from onnxjit.runtime.executor_source import SYMBOLS
-from onnxjit.runtime.inputs import RELATIONS, InputError, InputReader
+from onnxjit.runtime.inputs import RELATIONS, AssumptionError, InputError, InputReader
 from onnxjit.runtime.plan import HostStep, Plan, PlanError, dtype_of
 from onnxjit.runtime.profile import Record, StepTime, step_times
 from onnxjit.runtime.stages import stages_of
@@ -21,7 +21,7 @@ from onnxjit.runtime.threads import MAX_THREADS, available_threads, pool
 HostFunction = Callable[[list[Any], Mapping[str, Any]], Sequence[Any]]
 MAX_BINDINGS = 64
 
-__all__ = ["Executable", "InputError"]
+__all__ = ["AssumptionError", "Executable", "InputError"]
 
 
 class Code(Protocol):
@@ -194,7 +194,10 @@ class Executable:
             stage.checks, values[stage.check_left], values[stage.check_right], strict=True
         ):
             if not RELATIONS[check.relation](left, right):
-                raise InputError(
+                # Sizes that a host step computed are not known before a run: nothing can be
+                # compiled for them.
+                kind = AssumptionError if check.assumed and number == 0 else InputError
+                raise kind(
                     f"{check.message} (sizes {self._sizes(stage.dims, dims)}: "
                     f"{left} {check.relation} {right} does not hold)"
                 )
@@ -316,7 +319,7 @@ class _Run:
     def host(self, step: HostStep) -> tuple[int, ...]:
         """Run a host step; the values of the sizes that its results define."""
         owner = self._owner
-        values = [self._view(b) for b in step.inputs]
+        values = [None if b < 0 else self._view(b) for b in step.inputs]
         results = owner._host[step.function](values, step.attributes)
         if len(results) != len(step.outputs):
             raise PlanError(

@@ -24,6 +24,10 @@ class InputError(ValueError):
     """The inputs of a run do not fit the model: which one, what was expected, what came."""
 
 
+class AssumptionError(InputError):
+    """Sizes that the model allows break an assumption of this plan (see `Check.assumed`)."""
+
+
 class InputReader:
     """Turns arguments into plain C-contiguous arrays and values of the sizes read from inputs."""
 

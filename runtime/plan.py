@@ -19,6 +19,7 @@ Expression = int | str
 FORMAT = 1
 KINDS = ("constant", "input", "output", "arena", "host")
 
+_ARRAY, _BYTES = "$array", "$bytes"
 _EXPRESSION = re.compile(r"(?:d\d+|\d+|min\(|max\(|//|[-+*%(), ])*")
 _NAME = re.compile(r"d\d+")
 
@@ -57,13 +58,15 @@ class Dim:
 class Check:
     """A condition on sizes: `left relation right`, relation one of == != <= < >= >.
 
-    Else `message`.
+    Else `message`. With `assumed`, the code was made under this condition but the model allows
+    sizes that break it: then it has to be compiled again for those sizes.
     """
 
     left: Expression
     relation: str
     right: Expression
     message: str
+    assumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +121,9 @@ class Step:
 class HostStep:
     """A Python callable between native steps: `function(arrays, attributes) -> results`.
 
-    `function` is a key of the executor's host table. Results fill the buffers `outputs` (kind host)
-    and may define sizes (a `Dim` whose source is one of them).
+    `function` is a key of the executor's host table; it gets None where `inputs` has -1. Results
+    fill the buffers `outputs` (kind host) and may define sizes (a `Dim` whose source is one of
+    them).
     """
 
     function: str
@@ -172,12 +176,13 @@ class Plan:
                 "checks": [_row(c) for c in self.checks],
             },
             separators=(",", ":"),
+            default=_encoded,
         )
 
     @staticmethod
     def from_json(text: str) -> Plan:
         """The inverse of `to_json`. Raises `PlanError` for another format."""
-        data = json.loads(text)
+        data = json.loads(text, object_hook=_decoded)
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlanError("not a plan of this version")
         return Plan(
@@ -201,6 +206,26 @@ class Plan:
             ),
             checks=tuple(Check(*row) for row in data["checks"]),
         )
+
+
+def _encoded(value: Any) -> Any:
+    """Attributes of host steps that JSON lacks: arrays of numbers and strings, and bytes."""
+    if isinstance(value, np.generic) and value.dtype.kind in "biufUS":
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufO":
+        return {_ARRAY: [value.dtype.name, value.shape, value.ravel().tolist()]}
+    if isinstance(value, bytes):
+        return {_BYTES: value.hex()}
+    raise TypeError(f"a plan cannot hold a {type(value).__name__}")
+
+
+def _decoded(data: dict[str, Any]) -> Any:
+    if _ARRAY in data:
+        name, shape, values = data[_ARRAY]
+        return np.array(values, np.dtype(name)).reshape(shape)
+    if _BYTES in data:
+        return bytes.fromhex(data[_BYTES])
+    return data
 
 
 def _fields(item: Any) -> list[Any]:

@@ -130,7 +130,7 @@ class Stage:
         self.outside = list(dict.fromkeys(outside))
         self.outside_uses = {r: np.flatnonzero(self.use_root == r) for r in self.outside}
 
-        wanted = {b for p in self.parts if p.host for b in p.host.inputs}
+        wanted = {b for p in self.parts if p.host for b in p.host.inputs if b >= 0}
         self.new_outputs = [b for b in storage.outputs if storage.stage_of_output(b, begin, end)]
         wanted.update(self.new_outputs)
         if end == len(plan.steps):
@@ -190,7 +190,7 @@ class Storage:
         lives: dict[int, tuple[int, int]] = {}
         for at, step in enumerate(plan.steps):
             used = step.buffers if isinstance(step, Step) else (*step.inputs, *step.outputs)
-            for b in used:
+            for b in filter(lambda b: b >= 0, used):
                 root = self.roots[b][0]
                 first, _ = lives.get(root, (at, at))
                 lives[root] = (first, at)

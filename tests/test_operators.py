@@ -16,7 +16,17 @@ from onnxjit.codegen.evaluate import evaluate, evaluate_int
 from onnxjit.codegen.expr import Dim, as_int, index
 from onnxjit.codegen.kernel import TensorType
 from onnxjit.codegen.scalar_functions import numpy_dtype
-from onnxjit.codegen.tensor import NARROW, NeedsValue, Trace, finish, placeholder
+from onnxjit.codegen.tensor import (
+    NARROW,
+    DefinitionError,
+    NeedsValue,
+    Tensor,
+    Trace,
+    array,
+    finish,
+    full,
+    placeholder,
+)
 from onnxjit.operators import registry
 from onnxjit.operators.registry import Case, Operator
 from onnxjit.tensors import array_dtype_name, dtype_code, dtype_name
@@ -144,7 +154,7 @@ def run(row: Operator, case: Case, arrays: Sequence[Any], symbolic: bool) -> lis
         trace = Trace()
         try:
             with trace.active():
-                tensors = []
+                tensors: list[Any] = []
                 for name, a in zip(names, arrays, strict=True):
                     if a is None:
                         tensors.append(None)
@@ -204,10 +214,8 @@ def compare(
     if got.dtype.kind in "biu":
         np.testing.assert_array_equal(got, want)
         return
-    narrow = [
-        array_dtype_name(a) for a in inputs if a is not None and array_dtype_name(a) in NARROW
-    ]
-    bound = tolerance or max(TOLERANCE.get(d, 2e-5) for d in (dtype, *narrow))
+    names = {dtype, *(array_dtype_name(a) for a in inputs if a is not None)} & {dtype, *NARROW}
+    bound = tolerance or max(TOLERANCE.get(d, 2e-5) for d in names)
     wide = np.asarray(want).astype(numpy_dtype(dtype)).astype(np.float64)
     np.testing.assert_allclose(got.astype(np.float64), wide, rtol=bound, atol=bound)
 
@@ -294,3 +302,159 @@ def test_rows_do_not_overlap() -> None:
     for row in ROWS:
         for version in (s.since_version for s in versions(row)):
             assert registry.find(row.domain, row.name, version) is row
+
+
+# --- symbolic shape arithmetic -----------------------------------------------------------------
+
+B, S, P = Dim("b"), Dim("s"), Dim("p")
+
+
+def define(name: str, *tensors: Tensor, version: int = 21, **attrs: Any) -> Tensor:
+    row = registry.find("", name, version)
+    assert row is not None
+    return row.define(*tensors, **registry.keyword_arguments(row, attrs, 1, version))
+
+
+def source(*shape: Any, dtype: str = "float32") -> Tensor:
+    return placeholder("x", TensorType(dtype, tuple(map(index, shape))))
+
+
+def ints(*values: Any) -> Tensor:
+    return array(list(values), "int64")
+
+
+def test_shape_chain_folds() -> None:
+    """Shape -> Gather -> Unsqueeze -> Concat -> Reshape, as exporters write a split of heads."""
+    with Trace().active() as t:
+        x = source(B, S, 768)
+        sizes = [
+            define("Unsqueeze", define("Gather", define("Shape", x), placeholder(
+                "k", TensorType("int64", ()), known=np.array(k))), ints(0))
+            for k in (0, 1)
+        ]  # fmt: skip
+        target = define("Concat", *sizes, ints(12, -1), axis=0)
+        assert target.values() == [B, S, index(12), index(-1)]
+        assert define("Reshape", x, target).shape == (B, S, index(12), index(64))
+        assert not t.guards
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "want"),
+    [
+        ((B, S, 768), (-1, 768), (B * S, 768)),
+        ((B * S, 768), (B, -1, 12, 64), (B, S, 12, 64)),
+        ((B * (S + P), 64), (B, -1, 64), (B, S + P, 64)),
+        ((B * (S + P), 64), (-1, S + P, 64), (B, S + P, 64)),
+        ((B, 12, S, 64), (B, -1), (B, S * 768)),
+        ((B, S, 6), (0, 0, 2, -1), (B, S, 2, 3)),
+    ],
+)
+def test_reshape_infers_symbolic_sizes(shape: Any, target: Any, want: Any) -> None:
+    with Trace().active():
+        assert define("Reshape", source(*shape), ints(*target)).shape == tuple(map(index, want))
+
+
+@pytest.mark.parametrize(
+    ("size", "start", "end", "want"),
+    [
+        (512, 0, S, S),
+        (512, P, P + S, S),
+        (S, -1, 2**63 - 1, 1),
+        (S, 0, -1, S - 1),
+        (S, 1, 2**31 - 1, S - 1),
+        (S, 0, 2**31 - 1, S),
+        (P + S, P, 2**63 - 1, S),
+        (P + S, -S, 2**63 - 1, S),
+        (4, 1, -1, 2),
+    ],
+)
+def test_slice_sizes(size: Any, start: Any, end: Any, want: Any) -> None:
+    with Trace().active():
+        x = source(B, size)
+        assert define("Slice", x, ints(start), ints(end), ints(1)).shape == (B, index(want))
+
+
+def test_sizes_survive_narrowing_and_rounding() -> None:
+    with Trace().active():
+        sizes = define("Shape", source(B, S))
+        narrow = define("Cast", sizes, to=6)
+        assert define("ConstantOfShape", narrow).shape == (B, S)
+        real = define("Cast", sizes, to=1)
+        for factor, want in ((2.0, (B * 2, S * 2)), (0.5, (B // 2, S // 2))):
+            scaled = define("Floor", define("Mul", real, full((), factor, "float32")))
+            assert define("ConstantOfShape", define("Cast", scaled, to=7)).shape == want
+
+
+def test_range_and_expand_with_symbolic_limits() -> None:
+    with Trace().active() as t:
+        count = define("Range", ints(0), full((), S, "int64"), ints(1), version=11)
+        assert count.shape == (S,)
+        assert count.at(B) is B
+        assert define("Range", full((), P, "int64"), full((), P + S, "int64"), ints(1)).shape == (
+            S,
+        )
+        grown = define("Expand", source(B, 1, S, 1), ints(B, 1, S, S))
+        assert grown.shape == (B, index(1), S, S)
+        assert not t.guards
+
+
+def test_guards_state_what_a_slice_relies_on() -> None:
+    with Trace().active() as t:
+        define("Slice", source(B, S), ints(-1), ints(2**63 - 1), ints(1))
+    ((a, b),) = t.guards
+    assert evaluate_int(a, {"s": 3}) == evaluate_int(b, {"s": 3})
+    assert evaluate_int(a, {"s": 0}) != evaluate_int(b, {"s": 0})
+
+
+def test_contents_that_are_not_known_are_asked_for() -> None:
+    with Trace().active(), pytest.raises(NeedsValue) as e:
+        define("Reshape", source(B, S), placeholder("shape", TensorType("int64", (index(2),))))
+    assert e.value.buffer == "shape"
+
+
+def test_malformed_nodes_are_refused() -> None:
+    with Trace().active():
+        for name, tensors, attrs in (
+            ("Reshape", (source(4, 3), ints(5, 2)), {}),
+            ("Reshape", (source(4, 3), ints(-1, -1)), {}),
+            ("Concat", (source(4, 3), source(4, 3)), {"axis": 2}),
+            ("Gather", (source(4, 3), ints(4)), {}),
+            ("Slice", (source(4), ints(0), ints(1), ints(0), ints(0)), {}),
+            ("Transpose", (source(4, 3),), {"perm": [0, 0]}),
+            ("Einsum", (source(4, 3),), {"equation": "ij->ik"}),
+            ("Einsum", (source(4, 3),), {"equation": "ijk->i"}),
+            ("Squeeze", (source(4, 3), ints(0)), {}),
+            ("Add", (source(4, 3), source(2, 3)), {}),
+        ):
+            with pytest.raises(DefinitionError):
+                define(name, *tensors, **attrs).at(*[0] * 2)
+
+
+# --- random numbers ----------------------------------------------------------------------------
+
+
+def draw_random(name: str, *arrays: np.ndarray, **attrs: Any) -> np.ndarray:
+    row = registry.find("", name, 15)
+    assert row is not None
+    (got,) = run_host(row, Case(lambda: arrays, attrs), arrays)
+    return got
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "attrs", "mean", "deviation"),
+    [
+        ("RandomNormal", (), {"shape": [100, 100], "mean": 2.0, "scale": 3.0}, 2.0, 3.0),
+        ("RandomUniform", (), {"shape": [100, 100], "low": 1.0, "high": 3.0}, 2.0, 3**-0.5),
+        ("RandomNormalLike", (np.zeros((100, 100), np.float64),), {"dtype": 1}, 0.0, 1.0),
+        ("RandomUniformLike", (np.zeros((100, 100), np.float32),), {"dtype": 11}, 0.5, 12**-0.5),
+        ("Bernoulli", (np.full((100, 100), 0.25, np.float32),), {"dtype": 9}, 0.25, 0.1875**0.5),
+        ("Multinomial", (np.log([[1.0, 3.0]]),), {"sample_size": 10000}, 0.75, 0.1875**0.5),
+    ],
+)
+def test_random(name: str, arrays: Any, attrs: Any, mean: float, deviation: float) -> None:
+    """Moments within five standard errors, and a seed repeats the numbers."""
+    got = draw_random(name, *arrays, **attrs, seed=7.5)
+    assert abs(got.mean(dtype=np.float64) - mean) < 5 * deviation / 100
+    assert got.astype(np.float64).std() == pytest.approx(deviation, rel=0.05)
+    np.testing.assert_array_equal(got, draw_random(name, *arrays, **attrs, seed=7.5))
+    assert not np.array_equal(got, draw_random(name, *arrays, **attrs, seed=8.5))

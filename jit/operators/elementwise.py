@@ -17,7 +17,6 @@ from onnxjit.codegen.tensor import (
     compute,
     elementwise,
     full,
-    in_wide,
 )
 from onnxjit.operators.registry import Case, operator
 from onnxjit.operators.samples import FLOATS, INTEGERS, draw
@@ -27,7 +26,9 @@ def map_cases(*dtypes: str, low: float = -3.0, high: float = 3.0) -> list[Case]:
     """Cases of an operator with one input: an odd shape for every dtype, and edge shapes."""
     cases = [Case(draw(f"{d}[3,5]", low=low, high=high)) for d in dtypes]
     edges = ("[]", "[0,3]", "[1,7,1]")
-    return cases + [Case(draw(dtypes[0] + e, low=low, high=high)) for e in edges]
+    cases += [Case(draw(dtypes[0] + e, low=low, high=high)) for e in edges]
+    big = draw(f"{dtypes[0]}[128,3072]", low=low, high=high)
+    return [*cases, Case(big, bench=True, label="hidden layer")]
 
 
 def pair_cases(*dtypes: str, low: float = -3.0, high: float = 3.0) -> list[Case]:
@@ -35,7 +36,9 @@ def pair_cases(*dtypes: str, low: float = -3.0, high: float = 3.0) -> list[Case]
     cases = [Case(draw(f"{d}[3,5]", f"{d}[3,5]", low=low, high=high)) for d in dtypes]
     shapes = (("[3,1,5]", "[7,1]"), ("[]", "[5]"), ("[0,3]", "[1,3]"), ("[2,3,4,5]", "[3,4,5]"))
     d = dtypes[0]
-    return cases + [Case(draw(d + a, d + b, low=low, high=high)) for a, b in shapes]
+    cases += [Case(draw(d + a, d + b, low=low, high=high)) for a, b in shapes]
+    big = [f"{d}[64,56,56]", f"{d}[64,56,56]"]
+    return [*cases, Case(draw(*big, low=low, high=high), bench=True, label="feature map")]
 
 
 def _unary(
@@ -162,7 +165,7 @@ def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
 
 
 def _power(x: Expr, y: Expr) -> Expr:
-    """x to the power y in the dtype of x; an integer raised to a fraction is computed in float64."""
+    """x to the power y in the dtype of x; an integer to a fraction is computed in float64."""
     kind = x.dtype
     if kind.startswith("float"):
         return apply("pow", x, cast(y, kind))
@@ -257,9 +260,7 @@ def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Te
             v = v if b is None else apply(fn, v, cast(b, v.dtype))
         return v
 
-    return (
-        elementwise(limit, x) if x.rank else Tensor((), x.dtype, lambda i: in_wide(limit, x.at()))
-    )
+    return elementwise(limit, x)
 
 
 @operator("Dropout", since=1, until=11, cases=[

@@ -143,6 +143,7 @@ def slice_1(
     Case(draw("int64[5]", np.array(3))),
     Case(draw("bool[5,7]", np.array([1, -2], np.int32)), {"axis": -1}),
     Case(draw("float32[5,7]", np.zeros((0,), np.int64))),
+    Case(draw("float32[30522,768]", "int64[128]", low=0, high=30000), bench=True, label="words"),
 ])  # fmt: skip
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     """Slices of `x` along `axis`; the axes of `indices` take its place."""

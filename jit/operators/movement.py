@@ -139,6 +139,8 @@ def insert_axes(x: Tensor, axes: Sequence[int]) -> Tensor:
 @operator("Transpose", since=1, cases=[
     Case(draw("float32[2,3,5]"), {"perm": [1, 2, 0]}), Case(draw("bool[2,3,5]")),
     Case(draw("float32[2,3,5,7]"), {"perm": [0, 2, 1, 3]}),
+    Case(draw("float32[1,128,12,64]"), {"perm": [0, 2, 1, 3]}, bench=True, label="heads"),
+    Case(draw("float32[64,56,56]"), {"perm": [1, 2, 0]}, bench=True, label="channels last"),
 ])  # fmt: skip
 def transpose(x: Tensor, *, perm: Sequence[int] | None = None) -> Tensor:
     """Permutes the axes; reverses them by default."""
@@ -198,6 +200,7 @@ def _tile(x: Tensor, counts: list[Expr]) -> Tensor:
     *(Case(draw("float32[2,3,5]", "float32[2,3,5]"), {"axis": a}) for a in (0, 1, -1)),
     Case(draw("float32[2,3]", "float32[2,0]", "float32[2,7]"), {"axis": 1}),
     Case(draw("int64[3]"), {"axis": 0}),
+    Case(draw("float32[1,64,56,56]", "float32[1,64,56,56]"), {"axis": 1}, bench=True, label="maps"),
 ])  # fmt: skip
 def concat(*xs: Tensor, axis: int) -> Tensor:
     """Joins tensors along an axis."""

@@ -1,4 +1,4 @@
-"""Random numbers; they are drawn on the host. A node with a seed gives the same numbers each run."""
+"""Random numbers, drawn on the host. A node with a seed gives the same numbers in every run."""
 
 from __future__ import annotations
 

@@ -137,6 +137,8 @@ def _register(
         make("float32[3,5]", np.zeros(0, np.int64), keepdims=0),
         make("float32[1,7]", [0]),
         make("float32[0,7]", [1]),
+        Case(draw("float32[128,768]", [1], **ends), bench=True, label="rows"),
+        Case(draw("float32[64,56,56]", [1, 2], **ends), bench=True, label="planes"),
     ]
     if empty:
         cases.append(make("float32[3,0,7]", [1]))
@@ -199,6 +201,7 @@ def _register_arg(name: str, fn: str) -> None:
         Case(draw("float32[3,5]")),
         Case(draw("float32[1,5]")),
         Case(draw("float32[3,0]")),
+        Case(draw("float32[1,50257]"), {"axis": -1}, bench=True, label="vocabulary"),
     ]
 
     @operator(name, since=1, cases=cases)
@@ -279,6 +282,7 @@ def _register_running(name: str, fn: str, since: int) -> None:
         make("float32[2,293]", np.array([-1], np.int32), reverse=r, exclusive=r) for r in (0, 1)
     ]
     cases.append(make("float32[0,3]", np.array(0)))
+    cases.append(Case(draw("float32[8,2048]", np.array(1)), bench=True, label="sequence"))
 
     @operator(name, since=since, cases=cases)
     def define(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:

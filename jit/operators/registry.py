@@ -24,7 +24,8 @@ class Case:
     Sizes of at least 2 are also tried as symbolic ones (equal sizes share a symbol) unless
     `symbolic` is False; `fixed` lists sizes that stay constants. `bench` marks the case that the
     benchmark tables use. `version` asks for one schema version; otherwise the row's newest is used.
-    `tolerance` replaces the usual one of the dtype. `expect` computes the outputs from the inputs where the ONNX reference lacks or breaks the case.
+    `tolerance` replaces the usual one of the dtype. `expect` computes the outputs from the inputs
+    where the ONNX reference lacks or breaks the case.
     """
 
     inputs: Callable[[], Sequence[Any]]

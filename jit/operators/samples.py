@@ -1,4 +1,4 @@
-"""Input arrays for operators' test cases, written as short texts: `draw("float32[3,5]", "bool[5]")`."""
+"""Input arrays for test cases, written as short texts: `draw("float32[3,5]", "bool[5]")`."""
 
 from __future__ import annotations
 

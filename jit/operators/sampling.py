@@ -17,7 +17,7 @@ from onnxjit.codegen.tensor import (
 from onnxjit.operators.conv import group_size, with_bias
 from onnxjit.operators.matmul import times, wide_dtype
 from onnxjit.operators.registry import Case, operator
-from onnxjit.operators.resize import Taps, clamped, cubic_weight, within
+from onnxjit.operators.resample import Taps, clamped, cubic_weight, within
 from onnxjit.operators.samples import draw
 from onnxjit.operators.window import spatial_list
 

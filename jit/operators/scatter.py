@@ -58,12 +58,14 @@ def scatter_elements(
     reduction: str = "none",
 ) -> np.ndarray:
     """`data` with update i at the position i, but for `axis`, where the index says."""
-    where = list(np.indices(indices.shape, sparse=True))
+    where: list[np.ndarray] = list(np.indices(indices.shape, sparse=True))
     where[normal_axis(axis, data.ndim)] = indices
     return _store(data, tuple(where), updates, reduction)
 
 
-@operator("Scatter", since=9, host=True, infer=_like_data)
+@operator("Scatter", since=9, host=True, infer=_like_data, cases=[
+    Case(draw("float32[3,5]", [[0, 2, 1]], "float32[1,3]"), version=9),
+])  # fmt: skip
 def scatter(
     data: np.ndarray, indices: np.ndarray, updates: np.ndarray, *, axis: int = 0
 ) -> np.ndarray:

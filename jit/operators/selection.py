@@ -62,6 +62,7 @@ def _top_infer(
     Case(draw("uint8[3,7]", [2], high=4), {"largest": 0}, outputs=2),
     Case(draw("int8[5,3]", [2], low=-2), {"axis": 0}, outputs=2),
     Case(draw("float32[3,7]", [0]), outputs=2),
+    Case(draw("float32[1,50257]", [50]), outputs=2, bench=True, label="vocabulary"),
 ])  # fmt: skip
 def top_k(
     x: np.ndarray,

@@ -40,7 +40,44 @@ def assign_layouts(p: Program, target: Target) -> Program:
         for v in call.outputs:
             if v not in fixed and p.types[v].rank == rank:
                 layouts[v] = order
-    return p.replace(layouts=layouts)
+    return p.replace(layouts={**layouts, **constant_layouts(p, layouts, target)})
+
+
+def constant_layouts(
+    p: Program, layouts: dict[str, Layout], target: Target
+) -> dict[str, Layout]:
+    """Orders for constants that a kernel reads side by side along its innermost output axis.
+
+    Depthwise filters [C, 1, kh, kw] become [1, kh, kw, C]. The operands of contractions are packed
+    and keep their order.
+    """
+    out: dict[str, Layout] = {}
+    constants = frozenset(p.constants)
+    frozen = {v for c in p.calls if isinstance(c, HostCall) for v in c.inputs} | set(p.outputs)
+    for call in p.kernels():
+        k = call.kernel
+        try:
+            recognise(Request(k, layouts, target, constants))
+            frozen |= {b for b in k.inputs if b in constants}
+            continue
+        except Declined:
+            pass
+        for s in k.stages:
+            t = k.types[s.buffer]
+            if t.rank == 0 or s.index:
+                continue
+            lane = s.axes[layouts.get(s.buffer, tuple(range(t.rank)))[-1]]
+            for x in loads(s.value):
+                if x.buffer not in constants or x.buffer in frozen:
+                    continue
+                rank = len(x.index)
+                where = [q for q, i in enumerate(x.index) if lane in axes_of(i)]
+                wide = [q for q in range(rank) if k.types[x.buffer].shape[q] is not ONE]
+                if len(where) == 1 and wide and where[0] != wide[-1]:
+                    (q,) = where
+                    out[x.buffer] = (*(i for i in range(rank) if i != q), q)
+                frozen.add(x.buffer)
+    return out
 
 
 def column_last(

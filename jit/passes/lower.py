@@ -66,6 +66,7 @@ class _Lowering:
         self.calls: list[KernelCall | HostCall] = []
         self.dims: list[DimSource] = []
         self.guards: dict[tuple[Expr, Expr], str] = {}
+        self.declared: set[tuple[Expr, Expr]] = set()
         self.unsupported: list[UnsupportedNode] = []
         self.count = 0
 
@@ -88,7 +89,7 @@ class _Lowering:
             self.constants,
             self.labels,
             tuple(self.dims),
-            tuple(Guard(a, b, m) for (a, b), m in self.guards.items()),
+            tuple(Guard(*k, m, k not in self.declared) for k, m in self.guards.items()),
         )
         return prune_program(program)
 
@@ -142,6 +143,7 @@ class _Lowering:
         fresh = self.fresh_dim(vid, axis, to_text(e))
         if not set(symbols) - have:
             self.guards[(fresh, e)] = f"axis {axis} of input {name!r}"
+            self.declared.add((fresh, e))
         return fresh
 
     def fresh_dim(self, vid: str, axis: int, label: str) -> Expr:
@@ -235,7 +237,7 @@ class _Lowering:
         if fixed and self.fold(kernel, inputs):
             return
         kernel = self.fold_stages(kernel)
-        self.calls.append(KernelCall(kernel, (str(node.op),)))
+        self.calls.append(KernelCall(kernel, (str(node),)))
 
     def follow(self, vid: str, t: Tensor) -> None:
         """Keeps the contents of a small tensor when they are an expression of sizes alone."""
@@ -258,6 +260,14 @@ class _Lowering:
 
     def fold(self, kernel: Kernel, inputs: Sequence[str]) -> bool:
         """Computes a kernel of constants now, unless it is large."""
+        (first, *more) = kernel.stages
+        if not more and isinstance(first.value, Const) and not first.index:
+            shape = [as_int(d) for d in kernel.types[first.buffer].shape]
+            if all(d is not None for d in shape):
+                # A fill of any size is one element with zero strides.
+                fill = np.array(first.value.value, numpy_dtype(first.value.dtype))
+                self.constant(first.buffer, np.broadcast_to(fill, [d or 0 for d in shape]))
+                return True
         sizes = [as_int(kernel.types[v].elements) for v in (*kernel.outputs, *kernel.inputs)]
         if any(s is None or s > FOLD_ELEMENTS for s in sizes):
             return False
@@ -337,7 +347,7 @@ class _Lowering:
         attrs = dict(keywords)
         self.calls.append(
             HostCall(
-                (op.domain, op.name, op.since), attrs, tuple(inputs), tuple(vids), (str(node.op),)
+                (op.domain, op.name, op.since), attrs, tuple(inputs), tuple(vids), (str(node),)
             )
         )
 

@@ -1,0 +1,185 @@
+"""`onnxjit.compile`: a model in, a compiled model out, through the cache where there is one."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxjit.codegen.cache import Cache
+from onnxjit.codegen.target import host
+from onnxjit.compiled import CompiledModel
+from onnxjit.devices import resolve
+from onnxjit.errors import ModelError
+from onnxjit.origin import Origin, external_files
+
+if TYPE_CHECKING:
+    from onnxjit.artifact import Artifact
+
+Progress = Callable[[int, int], None]
+Shapes = tuple[tuple[int, ...], ...]
+
+
+def compile(
+    model: Any,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    cache: bool | str | os.PathLike[str] | Cache = True,
+    overrides: Mapping[str, int] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> CompiledModel:
+    """Compile an ONNX model into a callable.
+
+    model: a path, bytes, a binary file object or an `onnx.ModelProto`. device: "cpu", "cuda" or
+    "auto". threads: at most this many per call; by default as many as this process may use.
+    cache: True for the user's cache (or ONNXJIT_CACHE), False for none, or a folder; a model that
+    is there is loaded instead of compiled. overrides: sizes of free dimensions, by the model's
+    names of them. folder: where external data lies if `model` is not a path. jobs: processes
+    that compile kernels, by default one for each core; 0 compiles in this process. progress: told
+    (kernels done, kernels in all).
+
+    Raises `ModelError` for a model that is broken, `UnsupportedOperators` with every node that
+    has no implementation, `DeviceError` when the device is not there.
+    """
+    resolve(device)
+    chosen = dict(overrides or {})
+    origin = Origin(model, folder)
+    store = cache if isinstance(cache, Cache) else None
+    if store is None and cache is not False:
+        store = Cache(None if cache is True else cache)  # type: ignore[arg-type]
+    request = Request(origin, chosen, store, jobs, progress)
+    start = time.perf_counter()
+    artifact = request.artifact()
+    again = any(check.assumed for check in artifact.plan.checks)
+    kept = Request(origin.kept(again), chosen, store, jobs, None, request.content)
+    return CompiledModel(artifact, threads, kept, time.perf_counter() - start, request.found)
+
+
+class Request:
+    """A model with its options: makes the artifact, for free sizes or for given input shapes."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        overrides: Mapping[str, int],
+        cache: Cache | None,
+        jobs: int | None = None,
+        progress: Progress | None = None,
+        content: str | None = None,
+    ) -> None:
+        self.origin = origin
+        self.overrides = overrides
+        self.cache = cache
+        self.jobs = jobs
+        self.progress = progress
+        self.content = content
+        self.found = False  # whether the last artifact came from the cache
+
+    def artifact(self, shapes: Shapes | None = None) -> Artifact:
+        """The compiled model, from the cache if it is there."""
+        self.found = False
+        known = self._known() if self.cache is not None else None
+        found = self._load(known, shapes)
+        if found is not None:
+            return found
+        return self._compile(shapes)
+
+    def _known(self) -> str | None:
+        """The content key, as far as it takes no parsing."""
+        assert self.cache is not None
+        if self.origin.path is not None:
+            return self.cache.known_key(self.origin.path)
+        return self.content or (self.origin.own_key() if self.origin.folder is None else None)
+
+    def _load(self, content: str | None, shapes: Shapes | None) -> Artifact | None:
+        if self.cache is None or content is None:
+            return None
+        from onnxjit.store import load, model_key
+
+        artifact = load(self.cache, model_key(content, host(), self.overrides, shapes))
+        if artifact is not None:
+            self.content, self.found = content, True
+        return artifact
+
+    def _compile(self, shapes: Shapes | None) -> Artifact:
+        from onnxjit.codegen.build import Builder
+
+        target = host()
+        stamps = self.origin.stamps()
+        with Builder(target, self.jobs, self.cache) as builder:
+            builder.start()
+            digest = _Digest(self.origin) if self.cache is not None or self.content else None
+            source = self.origin.read()
+            files = external_files(source)
+            content = None
+            if digest is not None:
+                from onnxjit.codegen.fingerprint import content_key, stamp
+
+                try:
+                    stamps += stamp(files)
+                    content = digest.result()
+                    if content is not None and files:
+                        content = content_key([content.encode(), *map(Path, files)])
+                except OSError as error:
+                    raise ModelError(f"the model's files cannot be read: {error}") from error
+            if self.content is not None and content != self.content:
+                raise ModelError(f"{self.origin.path!r} has changed since it was compiled")
+            if self.cache is not None and content is not None:
+                self.content = content
+                if self.origin.path is not None:
+                    self.cache.remember_key(self.origin.path, stamps, content)
+                found = self._load(content, shapes)
+                if found is not None:
+                    return found
+            return self._build(source, builder, content, shapes)
+
+    def _build(self, source: Any, builder: Any, content: str | None, shapes: Any) -> Artifact:
+        from onnxjit.compiler import artifact_of, build_model
+        from onnxjit.store import Entry, model_key
+
+        target = builder.target
+        options = {
+            "overrides": self.overrides,
+            "shapes": shapes,
+            "target": target,
+            "cache": self.cache,
+            "builder": builder,
+            "progress": self.progress,
+        }
+        if self.cache is None or content is None:
+            graph, parts = build_model(source, **options)
+            return artifact_of(graph, parts, target, shapes)
+        entry = Entry(self.cache, model_key(content, target, self.overrides, shapes))
+        with entry:
+            graph, parts = build_model(source, **options, constants=entry.constants)
+            entry.finish(artifact_of(graph, parts, target, shapes))
+        return entry.open()
+
+
+class _Digest:
+    """The content key of a model, computed beside the rest."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._answer: str | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="onnxjit-digest", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._answer = self._origin.own_key()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> str | None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._answer
