@@ -25,7 +25,9 @@ class Function:
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy dtype of a dtype name, ml_dtypes' extension types included."""
+    """The NumPy dtype of a dtype name, ml_dtypes' extension types included; object for strings."""
+    if name == "string":
+        return np.dtype(object)
     try:
         return np.dtype(name)
     except TypeError:

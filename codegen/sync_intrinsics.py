@@ -1,4 +1,4 @@
-"""Numba intrinsics on plain addresses: memory, atomics, calls by pointer; and the executor's IR.
+"""Operations on plain addresses: memory, atomics, calls by pointer; and the executor's IR.
 
 Every value is an int64; addresses are integers. Nothing here refers to an external symbol, so that
 an object made of these needs no linking: C functions are called through pointers that the caller
@@ -7,281 +7,169 @@ stores.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from types import FunctionType
-from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
-import numba
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from onnxjit.codegen import word_compiler
 from onnxjit.codegen.fingerprint import content_key
-from onnxjit.codegen.target import Target
+from onnxjit.codegen.target import Target, host, target_machine
+from onnxjit.codegen.word_compiler import I64, Operation, compile_words
 
-_I32, _I64, _VOID = ir.IntType(32), ir.IntType(64), ir.VoidType()
+_I32, _VOID = ir.IntType(32), ir.VoidType()
 _PTR = ir.PointerType()
-i64 = types.int64
+
+Builder = ir.IRBuilder
+Value = ir.Value
 
 
-def _at(builder: ir.IRBuilder, address: ir.Value, element: ir.Type = _I64) -> ir.Value:
+def _at(builder: Builder, address: Value, element: ir.Type = I64) -> Value:
     # llvmlite's atomic instructions read the element type off the pointer, even with LLVM's opaque
     # ones.
     return builder.inttoptr(address, element.as_pointer())
 
 
-def _pointer(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+def _pointer(builder: Builder, address: Value) -> Value:
     return builder.inttoptr(address, _PTR)
 
 
-@intrinsic
-def load(typingctx, address):
-    """The int64 at an address."""
-
-    def emit(context, builder, signature, args):
-        return builder.load(_at(builder, args[0]), align=8)
-
-    return i64(i64), emit
-
-
-@intrinsic
-def load32(typingctx, address):
-    """The int32 at an address, sign-extended."""
-
-    def emit(context, builder, signature, args):
-        return builder.sext(builder.load(_at(builder, args[0], _I32), align=4), _I64)
-
-    return i64(i64), emit
-
-
-@intrinsic
-def store(typingctx, address, value):
-    """Write an int64."""
-
-    def emit(context, builder, signature, args):
-        builder.store(args[1], _at(builder, args[0]), align=8)
-        return context.get_dummy_value()
-
-    return types.void(i64, i64), emit
-
-
-@intrinsic
-def atomic_load(typingctx, address):
-    """Read an int64, acquire."""
-
-    def emit(context, builder, signature, args):
-        return builder.load_atomic(_at(builder, args[0]), "acquire", 8)
-
-    return i64(i64), emit
-
-
-@intrinsic
-def atomic_store(typingctx, address, value):
-    """Write an int64, release."""
-
-    def emit(context, builder, signature, args):
-        builder.store_atomic(args[1], _at(builder, args[0]), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(i64, i64), emit
-
-
-@intrinsic
-def atomic_add(typingctx, address, value):
-    """Add to an int64 and return what it was, sequentially consistent."""
-
-    def emit(context, builder, signature, args):
-        return builder.atomic_rmw("add", _at(builder, args[0]), args[1], "seq_cst")
-
-    return i64(i64, i64), emit
-
-
-@intrinsic
-def compare_exchange(typingctx, address, expected, value):
-    """Replace an int64 if it equals `expected`; whether it did (acquire and release)."""
-
-    def emit(context, builder, signature, args):
-        pair = builder.cmpxchg(_at(builder, args[0]), args[1], args[2], "acq_rel", "acquire")
-        return builder.extract_value(pair, 1)
-
-    return types.boolean(i64, i64, i64), emit
-
-
-@intrinsic
-def pause(typingctx):
-    """Tell the core that this is a spin loop; nothing where the architecture has no such hint."""
-
-    def emit(context, builder, signature, args):
-        triple = llvm.get_process_triple()
-        if triple.startswith(("x86_64", "i686", "i386")):
-            hint = "llvm.x86.sse2.pause"
-            builder.call(cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(_VOID, []), hint), [])  # fmt: skip
-        elif triple.startswith(("aarch64", "arm64")):
-            builder.asm(ir.FunctionType(_VOID, []), "yield", "", [], side_effect=True)
-        return context.get_dummy_value()
-
-    return types.void(), emit
-
-
-@intrinsic
-def call_kernel(typingctx, function, ptrs, ints, scratch, begin, end):
-    """Call a kernel: `void f(void** ptrs, int64* ints, void* scratch, int64 begin, int64 end)`."""
-
-    def emit(context, builder, signature, args):
-        kernel = ir.FunctionType(_VOID, [_PTR, _PTR, _PTR, _I64, _I64])
-        pointers = [_pointer(builder, a) for a in args[1:4]]
-        _call(builder, kernel, args[0], [*pointers, *args[4:]])
-        return context.get_dummy_value()
-
-    return types.void(i64, i64, i64, i64, i64, i64), emit
-
-
-def _call(builder: ir.IRBuilder, kind: ir.FunctionType, address: ir.Value, args: list[ir.Value]):
+def _call(builder: Builder, result: ir.Type, address: Value, args: list[Value]) -> Value:
     # llvmlite asks the callee for its function type: a typed pointer carries it.
+    kind = ir.FunctionType(result, [a.type for a in args])
     return builder.call(builder.inttoptr(address, kind.as_pointer()), args)
 
 
-@intrinsic
-def call0(typingctx, function):
+def load(builder: Builder, address: Value) -> Value:
+    """The int64 at an address."""
+    return builder.load(_at(builder, address), align=8)
+
+
+def load32(builder: Builder, address: Value) -> Value:
+    """The int32 at an address, sign-extended."""
+    return builder.sext(builder.load(_at(builder, address, _I32), align=4), I64)
+
+
+def store(builder: Builder, address: Value, value: Value) -> None:
+    """Write an int64."""
+    builder.store(value, _at(builder, address), align=8)
+
+
+def atomic_load(builder: Builder, address: Value) -> Value:
+    """Read an int64, acquire."""
+    return builder.load_atomic(_at(builder, address), "acquire", 8)
+
+
+def atomic_store(builder: Builder, address: Value, value: Value) -> None:
+    """Write an int64, release."""
+    builder.store_atomic(value, _at(builder, address), "release", 8)
+
+
+def atomic_add(builder: Builder, address: Value, value: Value) -> Value:
+    """Add to an int64 and return what it was, sequentially consistent."""
+    return builder.atomic_rmw("add", _at(builder, address), value, "seq_cst")
+
+
+def compare_exchange(builder: Builder, address: Value, expected: Value, value: Value) -> Value:
+    """Replace an int64 if it equals `expected`; whether it did (acquire and release)."""
+    pair = builder.cmpxchg(_at(builder, address), expected, value, "acq_rel", "acquire")
+    return builder.extract_value(pair, 1)
+
+
+def pause(builder: Builder) -> None:
+    """Tell the core that this is a spin loop; nothing where the architecture has no such hint."""
+    triple = builder.module.triple
+    if triple.startswith(("x86_64", "i686", "i386")):
+        builder.call(_declared(builder, "llvm.x86.sse2.pause", []), [])
+    elif triple.startswith(("aarch64", "arm64")):
+        builder.call(_declared(builder, "llvm.aarch64.hint", [_I32]), [_I32(1)])  # yield
+
+
+def _declared(builder: Builder, name: str, parameters: list[ir.Type]) -> Value:
+    found = builder.module.globals.get(name)
+    return found or ir.Function(builder.module, ir.FunctionType(_VOID, parameters), name)
+
+
+def call_kernel(
+    builder: Builder,
+    function: Value,
+    ptrs: Value,
+    ints: Value,
+    scratch: Value,
+    begin: Value,
+    end: Value,
+) -> None:
+    """Call a kernel: `void f(void** ptrs, int64* ints, void* scratch, int64 begin, int64 end)`."""
+    pointers = [_pointer(builder, a) for a in (ptrs, ints, scratch)]
+    _call(builder, _VOID, function, [*pointers, begin, end])
+
+
+def call0(builder: Builder, function: Value) -> Value:
     """Call `int f(void)` at an address."""
-
-    def emit(context, builder, signature, args):
-        return builder.sext(_call(builder, ir.FunctionType(_I32, []), args[0], []), _I64)
-
-    return i64(i64), emit
+    return builder.sext(_call(builder, _I32, function, []), I64)
 
 
-@intrinsic
-def call0_pointer(typingctx, function):
+def call0_pointer(builder: Builder, function: Value) -> Value:
     """Call `void* f(void)` at an address."""
-
-    def emit(context, builder, signature, args):
-        result = _call(builder, ir.FunctionType(_PTR, []), args[0], [])
-        return builder.ptrtoint(result, _I64)
-
-    return i64(i64), emit
+    return builder.ptrtoint(_call(builder, _PTR, function, []), I64)
 
 
-@intrinsic
-def call1_void(typingctx, function, first):
+def call1_void(builder: Builder, function: Value, first: Value) -> None:
     """Call `void f(void*)` at an address."""
-
-    def emit(context, builder, signature, args):
-        kind = ir.FunctionType(_VOID, [_PTR])
-        _call(builder, kind, args[0], [_pointer(builder, args[1])])
-        return context.get_dummy_value()
-
-    return types.void(i64, i64), emit
+    _call(builder, _VOID, function, [_pointer(builder, first)])
 
 
-@intrinsic
-def call1(typingctx, function, first):
+def call1(builder: Builder, function: Value, first: Value) -> Value:
     """Call `int f(void*)` at an address."""
-
-    def emit(context, builder, signature, args):
-        kind = ir.FunctionType(_I32, [_PTR])
-        return builder.sext(_call(builder, kind, args[0], [_pointer(builder, args[1])]), _I64)
-
-    return i64(i64, i64), emit
+    return builder.sext(_call(builder, _I32, function, [_pointer(builder, first)]), I64)
 
 
-@intrinsic
-def call2(typingctx, function, first, second):
+def call2(builder: Builder, function: Value, first: Value, second: Value) -> Value:
     """Call `int f(void*, void*)` at an address."""
-
-    def emit(context, builder, signature, args):
-        kind = ir.FunctionType(_I32, [_PTR, _PTR])
-        pointers = [_pointer(builder, a) for a in args[1:]]
-        return builder.sext(_call(builder, kind, args[0], pointers), _I64)
-
-    return i64(i64, i64, i64), emit
+    pointers = [_pointer(builder, a) for a in (first, second)]
+    return builder.sext(_call(builder, _I32, function, pointers), I64)
 
 
-@intrinsic
-def clock_ns(typingctx, function, clock):
+def clock_ns(builder: Builder, function: Value, clock: Value) -> Value:
     """Nanoseconds from `int clock_gettime(int, struct timespec*)` (64-bit fields) at an address."""
-
-    def emit(context, builder, signature, args):
-        time = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
-        kind = ir.FunctionType(_I32, [_I32, _PTR])
-        _call(builder, kind, args[0], [builder.trunc(args[1], _I32), builder.bitcast(time, _PTR)])
-        seconds, rest = (builder.load(builder.gep(time, [_I32(0), _I32(i)])) for i in range(2))
-        return builder.add(builder.mul(seconds, _I64(1_000_000_000)), rest)
-
-    return i64(i64, i64), emit
+    with builder.goto_entry_block():
+        time = builder.alloca(ir.ArrayType(I64, 2))
+    _call(builder, _I32, function, [builder.trunc(clock, _I32), builder.bitcast(time, _PTR)])
+    seconds, rest = (builder.load(builder.gep(time, [_I32(0), _I32(i)])) for i in range(2))
+    return builder.add(builder.mul(seconds, I64(1_000_000_000)), rest)
 
 
-INTRINSICS: dict[str, Any] = {
-    "load": load,
-    "load32": load32,
-    "store": store,
-    "atomic_load": atomic_load,
-    "atomic_store": atomic_store,
-    "atomic_add": atomic_add,
-    "compare_exchange": compare_exchange,
-    "pause": pause,
-    "call_kernel": call_kernel,
-    "call0": call0,
-    "call0_pointer": call0_pointer,
-    "call1": call1,
-    "call1_void": call1_void,
-    "call2": call2,
-    "clock_ns": clock_ns,
-}
+OPERATIONS: dict[str, Operation] = {
+    f.__name__: f
+    for f in (load, load32, store, atomic_load, atomic_store, atomic_add, compare_exchange, pause,
+              call_kernel, call0, call0_pointer, call1, call1_void, call2, clock_ns)
+}  # fmt: skip
 
 
 def executor_key(source: str, symbols: Mapping[str, str], target: Target) -> str:
     """32 hexadecimal digits that identify the executor's machine code."""
-    own = Path(__file__).read_bytes()
-    parts = [own, source.encode(), repr(sorted(symbols.items())).encode()]
+    own = [Path(str(f)).read_bytes() for f in (__file__, word_compiler.__file__)]
+    parts = [*own, source.encode(), repr(sorted(symbols.items())).encode()]
     return content_key([*parts, target.code_key.encode(), llvmlite.__version__.encode()])
 
 
-def executor_ir(source: str, symbols: Mapping[str, str]) -> str:
-    """LLVM IR of the functions `symbols` (name -> C symbol) of a module text in this dialect.
+def executor_ir(source: str, symbols: Mapping[str, str], target: Target | None = None) -> str:
+    """Optimised LLVM IR of the functions `symbols` (name -> C symbol) of a text in the language of
+    `word_compiler`.
 
     Every function takes and returns int64. All else is internal: the IR declares no symbol outside
-    LLVM's own, which is checked. Raises `RuntimeError` if something else is left.
+    LLVM's own, which is checked. Raises `RuntimeError` if something else is left, SyntaxError for
+    what the language does not have.
     """
-    namespace: dict[str, Any] = dict(INTRINSICS)
-    exec(compile(source, "<executor>", "exec"), namespace)
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True,
-               "no_cfunc_wrapper": True}  # fmt: skip
-    for name, value in list(namespace.items()):
-        if isinstance(value, FunctionType):
-            namespace[name] = numba.njit(**options)(value)
-    module: llvm.ModuleRef | None = None
-    wrappers = []
-    for name, symbol in symbols.items():
-        dispatcher = namespace[name]
-        arity = len(inspect.signature(dispatcher.py_func).parameters)
-        signature = (i64,) * arity
-        dispatcher.compile(signature)
-        compiled = dispatcher.overloads[signature]
-        if types.unliteral(compiled.signature.return_type) != i64:
-            raise RuntimeError(f"{name} returns {compiled.signature.return_type}")
-        part = llvm.parse_assembly(compiled.library.get_llvm_str())
-        if module is None:
-            module = part
-        else:
-            module.link_in(part)
-        wrappers.append(_wrapper(symbol, compiled.fndesc.llvm_func_name, arity))
-    assert module is not None
-    # Numba's calling convention: (result*, exception**, arguments) -> status.
-    text = f'target triple = "{module.triple}"\ntarget datalayout = "{module.data_layout}"\n'
-    module.link_in(llvm.parse_assembly(text + "\n".join(wrappers)))
-    for function in module.functions:
-        if not function.is_declaration and function.name not in symbols.values():
-            function.linkage = "internal"
-    for variable in module.global_variables:
-        if not variable.is_declaration:
-            variable.linkage = "internal"
-    _optimise(module)
+    target = target or host()
+    machine = target_machine(target)
+    made = compile_words(source, symbols, OPERATIONS, target.triple)
+    module = llvm.parse_assembly(str(made))
+    module.data_layout = str(machine.target_data)
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
     left = [f.name for f in module.functions
             if f.is_declaration and not f.name.startswith("llvm.")]  # fmt: skip
     left += [v.name for v in module.global_variables]
@@ -290,24 +178,7 @@ def executor_ir(source: str, symbols: Mapping[str, str]) -> str:
     return str(module)
 
 
-def _wrapper(symbol: str, inner: str, arity: int) -> str:
-    types_ = ", ".join(["ptr", "ptr", *["i64"] * arity])
-    params = ", ".join(f"i64 %a{i}" for i in range(arity))
-    passed = ", ".join(["ptr %result", "ptr %error", *(f"i64 %a{i}" for i in range(arity))])
-    return f"""
-declare i32 @"{inner}"({types_})
-define i64 @{symbol}({params}) {{
-  %result = alloca i64
-  %error = alloca ptr
-  %status = call i32 @"{inner}"({passed})
-  %value = load i64, ptr %result
-  ret i64 %value
-}}
-"""
-
-
-def _optimise(module: llvm.ModuleRef) -> None:
-    target = llvm.Target.from_triple(module.triple)
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
-    builder = llvm.create_pass_builder(target.create_target_machine(opt=2), options)
-    builder.getModulePassManager().run(module, builder)
+def executor_code(source: str, symbols: Mapping[str, str], target: Target) -> bytes:
+    """The object file of `executor_ir`."""
+    module = llvm.parse_assembly(executor_ir(source, symbols, target))
+    return bytes(target_machine(target).emit_object(module))

@@ -1,4 +1,4 @@
-"""Times engines on one model: they take turns in one process, so that all meet the same conditions."""
+"""Times engines on one model: in turns, in one process, so that all meet the same conditions."""
 
 from __future__ import annotations
 

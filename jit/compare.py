@@ -19,6 +19,8 @@ import numpy as np
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from onnxjit.compiled import CompiledModel
+
 Feeds = Mapping[str, np.ndarray]
 
 TOLERANCES = {"float64": 1e-7, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -67,9 +69,10 @@ def difference(got: np.ndarray, want: np.ndarray) -> float:
     if want.dtype.kind not in "biu":
         got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
         odd = ~np.isfinite(want)
-        if not np.array_equal(got[odd], want[odd], equal_nan=True) or not np.isfinite(
-            got[~odd]
-        ).all():
+        if (
+            not np.array_equal(got[odd], want[odd], equal_nan=True)
+            or not np.isfinite(got[~odd]).all()
+        ):
             return float("inf")
         got, want = got[~odd], want[~odd]
         if want.size == 0:
@@ -181,11 +184,8 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, (np.ndarray, np.generic))
 
 
-def _run(compiled: Any, feeds: Feeds) -> Sequence[Any]:
-    results = compiled(**{}) if not compiled.inputs else compiled(
-        *[feeds[v.name] for v in compiled.inputs]
-    )
-    return (results,) if len(compiled.outputs) == 1 else results
+def _run(compiled: CompiledModel, feeds: Feeds) -> Sequence[Any]:
+    return compiled.run([feeds[v.name] for v in compiled.inputs])
 
 
 def _reference(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,8 +15,8 @@ from onnxjit.artifact import Artifact, TensorInfo
 from onnxjit.codegen.build import Builder, Source
 from onnxjit.codegen.build import key as source_key
 from onnxjit.codegen.cache import Cache
-from onnxjit.codegen.packing import pack
-from onnxjit.codegen.target import Target, host, target_machine
+from onnxjit.codegen.packing import arranged, pack
+from onnxjit.codegen.target import Target, host
 from onnxjit.codegen_calls import Generated, ScheduledCall, generate
 from onnxjit.dims import DimExpr
 from onnxjit.errors import ModelError
@@ -30,30 +29,18 @@ from onnxjit.runtime.plan import Expression, Plan, Step
 Progress = Callable[[int, int], None]
 Shapes = Sequence[tuple[int, ...]]
 
-_executor_lock = threading.Lock()
-
 
 def executor_object(target: Target, cache: Cache | None) -> bytes:
     """The plan executor's object file, built once per machine and cached."""
-    from onnxjit.codegen.sync_intrinsics import executor_ir, executor_key
+    from onnxjit.codegen.sync_intrinsics import executor_code, executor_key
     from onnxjit.runtime.executor_source import SOURCE, SYMBOLS
 
     name = executor_key(SOURCE, SYMBOLS, target)
-    found = cache.get("kernels", name) if cache is not None else None
-    if found is not None:
-        return found
-    with _executor_lock:
-        import llvmlite.binding as llvm
-
-        machine = target_machine(target)
-        module = llvm.parse_assembly(executor_ir(SOURCE, SYMBOLS))
-        module.triple = target.triple
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(module, builder)
-        data = bytes(machine.emit_object(module))
-    if cache is not None:
-        cache.put("kernels", name, data, source=SOURCE)
+    data = cache.get("kernels", name) if cache is not None else None
+    if data is None:
+        data = executor_code(SOURCE, SYMBOLS, target)
+        if cache is not None:
+            cache.put("kernels", name, data, source=SOURCE)
     return data
 
 
@@ -90,7 +77,7 @@ def build_model(
     target = target or host()
     with nullcontext(builder) if builder else Builder(target, jobs, cache) as builder:
         builder.start()
-        graph = import_model(model, overrides=overrides)
+        graph = model if isinstance(model, Graph) else import_model(model, overrides=overrides)
         if shapes is not None:
             graph = with_shapes(graph, shapes)
         program = run_pipeline(graph, target, observe)
@@ -119,12 +106,10 @@ def packed_constants(program: Program, generated: Generated) -> Iterator[np.ndar
     for v in generated.constants:
         q = generated.packings.get(v)
         if q is None:
-            data = program.constants[v]
-            yield data if data.flags.c_contiguous else np.ascontiguousarray(data)
+            yield arranged(program.constants[v], program.layouts.get(v))
         else:
-            source = program.constants[q.buffer]
-            flat = source.reshape(-1) if source.flags.c_contiguous else np.ravel(source)
-            yield pack(flat, q)
+            source, order = program.constants[q.buffer], program.layouts.get(q.buffer)
+            yield pack(source if order is None else arranged(source, order), q)
 
 
 def with_shapes(graph: Graph, shapes: Shapes) -> Graph:

@@ -87,6 +87,10 @@ class Executable:
         outputs = self._attempt(inputs)
         return self._run(inputs, None) if outputs is None else outputs
 
+    def attempt(self, inputs: tuple[Any, ...]) -> list[Any] | None:
+        """`__call__` if the inputs are just like the last ones; else None, and nothing has run."""
+        return self._attempt(inputs)
+
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """`__call__` with the inputs as one sequence."""
         return self(*inputs)

@@ -1,4 +1,4 @@
-"""The shape of the source tree: import direction, packages, file length, what a warm start imports."""
+"""The shape of the source tree: import direction, packages, what a warm start imports."""
 
 from __future__ import annotations
 

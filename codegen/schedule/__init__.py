@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from onnxjit.codegen.loops import LoopNest
+from onnxjit.codegen.schedule import cuda
 from onnxjit.codegen.schedule.contraction import contraction
 from onnxjit.codegen.schedule.pointwise import pointwise
 from onnxjit.codegen.schedule.reduction import reduction
@@ -16,7 +17,7 @@ Rule = Callable[[Request], LoopNest]
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "cpu": (contraction, pointwise, reduction, rows),
-    "cuda": (pointwise, reduction, rows),
+    "cuda": cuda.RULES,
 }
 
 

@@ -139,8 +139,11 @@ def recognise(r: Request) -> Contraction:
     in_p, in_q = axes_of(p.index[0]), axes_of(q.index[0])
     inner = order[-1] if order else None
     swap = inner is not None and inner in in_p and inner not in in_q
+    fixed = [v.buffer in r.constants for v in (p, q)]
     if window is not None:
         swap = q.buffer == window.buffer
+    elif len(final.axes) > 2 and fixed[0] != fixed[1]:
+        swap = fixed[0]
     elif not any(a in in_q and a not in in_p for a in order):
         swap = True
     x, y = (q, p) if swap else (p, q)

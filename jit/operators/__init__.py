@@ -27,6 +27,7 @@ from onnxjit.operators import (  # noqa: F401
     sampling,
     scatter,
     selection,
+    sequence,
     softmax,
     spectral,
     trees,

@@ -21,6 +21,7 @@ from onnxjit.codegen.expr import (
     axes_of,
     loads,
     map_loads,
+    poly_terms,
     substitute,
     walk,
 )
@@ -180,13 +181,14 @@ class _Fusion:
             except Declined:
                 return None
             return new
-        if moves:
-            return new
         points = max(
             typical(product([*(a.extent for a in s.axes), *(a.extent for r in s.reduces for a in r.axes)]))
             for s, _ in reads
         )
         made = typical(maker.types[maker.outputs[0]].elements)
+        if moves:
+            # A window reads each element several times: only where that stays as cheap.
+            return new if points <= 2 * made or is_simple(maker.stages[0].value) else None
         return new if len(reads) == 1 and points <= 2 * made else None
 
     def window_prologue(self, reader: Kernel, maker: Kernel) -> bool:
@@ -279,6 +281,17 @@ def _reduces_last(maker: Kernel) -> bool:
 def is_movement(e: Expr) -> bool:
     """A plain read: the operator only re-indexes."""
     return isinstance(e, Load | Const)
+
+
+def is_simple(e: Expr) -> bool:
+    """A read whose every index is a constant or one axis plus a constant."""
+    if not isinstance(e, Load):
+        return isinstance(e, Const)
+    for i in e.index:
+        terms = [t for t in poly_terms(i).items() if t[0]]
+        if len(terms) > 1 or any(c != 1 or not isinstance(a[0], Axis) for a, c in terms):
+            return False
+    return True
 
 
 def has_data_index(e: Expr) -> bool:

@@ -8,10 +8,10 @@ conversion happens inside the kernels at the border of a region, through their i
 
 from __future__ import annotations
 
-from onnxjit.codegen.expr import ONE, Load, as_int, axes_of, loads
+from onnxjit.codegen.expr import ONE, Axis, Expr, Load, as_int, axes_of, loads
 from onnxjit.codegen.kernel import Kernel
 from onnxjit.codegen.schedule import Declined, Request
-from onnxjit.codegen.schedule.axes import typical
+from onnxjit.codegen.schedule.axes import coefficient, flat_offset, magnitude, typical
 from onnxjit.codegen.schedule.contraction import recognise
 from onnxjit.codegen.target import Target
 from onnxjit.program import HostCall, Program
@@ -110,35 +110,35 @@ def column_last(
 
 
 def inherited(k: Kernel, layouts: dict[str, Layout]) -> Layout | None:
-    """The order of the largest input that the output is indexed like."""
+    """The order in which the largest input is walked: output axes by their stride in its storage.
+
+    A transposition of a channels-last value therefore stays where its elements are.
+    """
     final = k.stages[-1]
-    rank = len(final.axes)
     best: tuple[int, Layout] | None = None
     for s in k.stages:
+        if len(s.axes) != len(final.axes):
+            continue
         for x in loads(s.value):
             t = k.types.get(x.buffer)
-            if t is None or t.rank != rank or x.buffer not in k.inputs:
+            if t is None or x.buffer not in k.inputs or t.rank < 2:
                 continue
-            if not _parallel(x, s.axes, rank):
-                continue
-            order = layouts.get(x.buffer, tuple(range(rank)))
+            order = walked(x, s.axes, flat_offset(x.index, t, layouts.get(x.buffer)))
             size = typical(t.elements)
-            if best is None or size > best[0] or (size == best[0] and x.buffer in layouts):
+            if order is not None and (best is None or size > best[0]):
                 best = (size, order)
     return best[1] if best is not None else None
 
 
-def _parallel(x: Load, axes: tuple[object, ...], rank: int) -> bool:
-    """Whether each axis of the buffer is indexed by the output axis in the same position."""
-    if len(axes) != rank:
-        return False
-    hits = 0
-    for i, a in zip(x.index, axes, strict=True):
-        found = axes_of(i)
-        if a in found:
-            hits += 1
-        elif as_int(i) is None and found & set(axes):
-            return False
-        elif getattr(a, "extent", None) is ONE:
-            hits += 1
-    return hits >= 2
+def walked(x: Load, axes: tuple[Axis, ...], offset: Expr) -> Layout | None:
+    """Axis positions from the largest stride to the smallest; None unless all of them vary."""
+    steps: dict[int, float] = {}
+    for p, a in enumerate(axes):
+        if a.extent is ONE:
+            continue
+        c = coefficient(offset, a)
+        if c is None or as_int(c) == 0:
+            return None
+        steps[p] = magnitude(c)
+    unit = [p for p in range(len(axes)) if p not in steps]
+    return (*unit, *sorted(steps, key=lambda p: -steps[p]))

@@ -35,7 +35,19 @@ from onnxjit.codegen.tensor import (
 from onnxjit.dims import DimExpr
 from onnxjit.errors import ModelError, UnsupportedNode, UnsupportedOperators
 from onnxjit.graph import Graph, Node, Value
+from onnxjit.control import CONTROL_OPERATORS
 from onnxjit.operators.registry import Operator, find, keyword_arguments
+from onnxjit.operators.sequence import OPAQUE_OPERATORS
+from onnxjit.passes.late import (
+    OPAQUE,
+    LatePart,
+    control_call,
+    deferred_call,
+    has_function,
+    has_meaning,
+    interpreted_call,
+    unstored,
+)
 from onnxjit.program import DimSource, Guard, HostCall, KernelCall, Program
 
 FOLD_ELEMENTS = 65536
@@ -68,6 +80,7 @@ class _Lowering:
         self.guards: dict[tuple[Expr, Expr], str] = {}
         self.declared: set[tuple[Expr, Expr]] = set()
         self.unsupported: list[UnsupportedNode] = []
+        self.late = LatePart()
         self.count = 0
 
     def program(self) -> Program:
@@ -80,6 +93,8 @@ class _Lowering:
             self.node(node)
         if self.unsupported:
             raise UnsupportedOperators(self.unsupported)
+        if self.late.nodes:
+            self.finish_late()
         inputs = tuple(self.ids[v.name] for v in g.inputs)
         program = Program(
             inputs,
@@ -113,11 +128,10 @@ class _Lowering:
             self.known[vid] = data
 
     def input(self, v: Value) -> None:
-        if v.dtype == "string" or "(" in v.dtype or not v.dtype:
-            raise ModelError(f"input {v.name!r} has type {v.dtype or 'unknown'}: not supported")
-        if v.shape is None:
-            raise ModelError(f"input {v.name!r} has no rank: not supported")
         vid = self.value(v.name)
+        if not v.dtype or not v.dtype.isidentifier() or v.shape is None:
+            self.types[vid] = OPAQUE
+            return
         shape: list[Expr] = []
         for axis, d in enumerate(v.shape):
             shape.append(self.input_dim(vid, axis, d, v.name))
@@ -157,23 +171,95 @@ class _Lowering:
     # --- nodes --------------------------------------------------------------------------------
 
     def node(self, node: Node, depth: int = 0) -> None:
+        if any(n in self.late.names for n in node.reads()):
+            self.defer(node)
+            return
         op = find(node.domain, node.op, node.version)
-        ready = all(not x or x in self.ids for x in node.inputs)
+        ready = all(x in self.ids for x in node.reads())
+        if not node.domain and node.op in CONTROL_OPERATORS:
+            if not has_meaning(node):
+                self.reject(node, "a body has nodes without a definition")
+            elif ready:
+                self.control(node)
+            return
         if op is None:
             self.inline(node, ready, depth)
             return
         if not ready:
             return
         try:
-            if op.host:
+            if self.opaque(node) and node.op not in OPAQUE_OPERATORS:
+                self.opaque_inputs(node)
+            elif op.host:
                 self.host(node, op)
             else:
                 self.kernel(node, op)
         except NeedsValue as e:
-            label = self.labels.get(e.buffer, e.buffer)
-            self.reject(node, f"it needs the contents of {label!r}, which depend on run-time data")
+            self.defer(node, self.needed_by(node, e))
         except DefinitionError as e:
             raise ModelError(f"{node}: {e}") from e
+
+    # --- what waits for run time --------------------------------------------------------------
+
+    def opaque(self, node: Node) -> bool:
+        return any(n and self.types[self.ids[n]] is OPAQUE for n in node.inputs)
+
+    def opaque_inputs(self, node: Node) -> None:
+        """A node with an input of which not even the rank is known."""
+        if node.op == "Identity" and not node.domain:
+            self.ids[node.outputs[0]] = self.ids[node.inputs[0]]
+        else:
+            self.defer(node)
+
+    def needed_by(self, node: Node, e: NeedsValue) -> list[str]:
+        """The inputs of `node` whose contents its definition lacks; [] when it has them all."""
+        open_ = [n for n in node.inputs if n and self.ids[n] not in self.constants]
+        return [n for n in open_ if self.ids[n] == e.buffer] or open_[1:] or open_
+
+    def defer(self, node: Node, needed: Sequence[str] | None = None) -> None:
+        """Leaves a node for the late part, unless nothing at run time could help it."""
+        if not has_meaning(node):
+            self.reject(node, "there is no definition of this operator")
+        elif needed is not None and not needed:
+            self.reject(node, "it needs contents that are no constant and no input")
+        else:
+            self.late.add(node, needed or ())
+
+    def opaque_value(self, name: str) -> str:
+        vid = self.value(name)
+        self.types[vid] = OPAQUE
+        return vid
+
+    def finish_late(self) -> None:
+        """The host step that compiles and runs the late part."""
+        graph = self.late.graph(self.graph.outputs)
+        fixed = {v.name for v in graph.inputs if self.ids[v.name] in self.constants}
+        outputs = [self.opaque_value(v.name) for v in graph.outputs]
+        self.calls.append(
+            deferred_call(graph, len(self.calls), self.ids, self.late.needed, fixed, outputs)
+        )
+
+    def control(self, node: Node) -> None:
+        """A control-flow node: the taken branch where that is known, else a host step."""
+        if node.op == "If":
+            condition = self.constants.get(self.ids[node.inputs[0]])
+            if condition is not None and condition.size == 1:
+                taken = bool(condition.reshape(-1)[0])
+                self.branch(node, node.attrs["then_branch" if taken else "else_branch"])
+                return
+        made = [self.opaque_value(n) for n in node.outputs if n]
+        self.calls.append(control_call(node, len(self.calls), self.ids, made))
+
+    def branch(self, node: Node, body: Graph) -> None:
+        for name, data in body.constants.items():
+            self.constant(self.value(name), data)
+        for inner in body.nodes:
+            self.node(inner)
+        for name, v in zip(node.outputs, body.outputs, strict=True):
+            if v.name in self.late.names:
+                self.late.add(Node("Identity", "", 1, (v.name,), (name,)))
+            elif name and v.name in self.ids:
+                self.ids[name] = self.ids[v.name]
 
     def reject(self, node: Node, reason: str) -> None:
         self.unsupported.append(
@@ -184,8 +270,12 @@ class _Lowering:
         """Expands a node by the function body of its schema."""
         from onnxjit.importer_functions import inline_schema_function
 
+        if ready and self.opaque(node) and has_function(node) and node.op != "SequenceMap":
+            self.defer(node)
+            return
         values = [self.graph_value(x) if x and x in self.ids else None for x in node.inputs]
-        body = inline_schema_function(node, values, taken=self.ids) if depth < 8 else None
+        taken = {*self.ids, *self.late.names}
+        body = inline_schema_function(node, values, taken=taken) if depth < 8 else None
         if body is None:
             self.reject(node, "there is no definition of this operator")
             return
@@ -195,6 +285,8 @@ class _Lowering:
 
     def graph_value(self, name: str) -> Value:
         t = self.types[self.ids[name]]
+        if t is OPAQUE:
+            return Value(name, "", None)
         shape = tuple(s if (s := as_int(d)) is not None else DimExpr("symbol", (to_text(d),)) for d in t.shape)
         return Value(name, t.dtype, shape)
 
@@ -226,37 +318,59 @@ class _Lowering:
             made = [(self.value(n), n, t) for n, t in zip(outputs, results, strict=False) if n]
             inputs = [self.ids[n] for n in dict.fromkeys(node.inputs) if n]
             kernel = finish(kernel_name(node), trace, [(v, t) for v, _, t in made], inputs)
-        for a, b in trace.guards:
-            self.guards.setdefault((a, b), str(node))
+        self.guard(trace, node)
         fixed = all(v in self.constants for v in inputs)
+        if unstored(kernel) and not fixed:
+            for vid, _, _ in made:
+                self.types[vid] = kernel.types[vid]
+            args_ = [self.ids[n] if n else "" for n in node.inputs]
+            vids = [v for v, _, _ in made]
+            self.calls.append(interpreted_call(node, len(self.calls), args_, vids))
+            return
         for vid, _, t in made:
             self.types[vid] = kernel.types[vid]
-            self.follow(vid, t)
+            probe = Trace()
+            with probe.active():
+                followed = self.follow(vid, t)
+            if followed:
+                self.guard(probe, node)
         if all(v in self.constants for v, _, _ in made):
             return
         if fixed and self.fold(kernel, inputs):
             return
+        left = tuple(v for v in kernel.outputs if v not in self.constants)
+        if left != kernel.outputs:
+            kept = prune(kernel.stages, left)
+            kernel = Kernel(kernel.name, used_inputs(kept, inputs), left, kept, kernel.types)
         kernel = self.fold_stages(kernel)
         self.calls.append(KernelCall(kernel, (str(node),)))
 
-    def follow(self, vid: str, t: Tensor) -> None:
-        """Keeps the contents of a small tensor when they are an expression of sizes alone."""
+    def guard(self, trace: Trace, node: Node) -> None:
+        for pair in trace.guards:
+            self.guards.setdefault(pair, str(node))
+
+    def follow(self, vid: str, t: Tensor) -> bool:
+        """Keeps the contents of a small tensor when they are an expression of sizes alone.
+
+        Answers whether it did, and then relies on the guards of the active trace.
+        """
         count = as_int(product(t.shape))
         if count is None or count > KNOWN_ELEMENTS or t.dtype not in _FOLLOWED:
-            return
+            return False
         try:
             values = t.values()
         except NeedsValue:
-            return
+            return False
         shape = [as_int(d) or 0 for d in t.shape]
         if all(isinstance(v, Const) for v in values):
             data = np.array([v.value for v in values if isinstance(v, Const)])
             data = data.astype(numpy_dtype(t.dtype)).reshape(shape)
             self.constants[vid] = self.known[vid] = data
-            return
+            return True
         array = np.empty(len(values), dtype=object)
         array[:] = values
         self.known[vid] = array.reshape(shape)
+        return True
 
     def fold(self, kernel: Kernel, inputs: Sequence[str]) -> bool:
         """Computes a kernel of constants now, unless it is large."""
@@ -328,17 +442,21 @@ class _Lowering:
         if known and not node.op.startswith(("Random", "Bernoulli", "Multinomial")):
             arrays = [self.constants[v] if v else None for v in inputs]
             result = op.define(*arrays, **keywords)
-            results = list(result) if isinstance(result, tuple | list) else [result]
-            for name, data in zip(outputs, results, strict=False):
-                if name:
-                    self.constant(self.value(name), np.ascontiguousarray(data).reshape(np.shape(data)))
-            return
+            results = list(result) if isinstance(result, tuple) else [result]
+            if all(isinstance(r, np.ndarray | np.generic) for r in results):
+                for name, data in zip(outputs, results, strict=False):
+                    if name:
+                        self.constant(self.value(name), np.asarray(data, order="C"))
+                return
         with trace.active():
             types = list(op.infer(*self.arguments(node), **keywords))
         vids = []
         for name, t in zip(outputs, types, strict=False):
             vid = self.value(name)
             vids.append(vid)
+            if t is OPAQUE:
+                self.types[vid] = OPAQUE
+                continue
             shape = tuple(
                 self.fresh_dim(vid, axis, f"{name}[{axis}]") if d is None else index(d)
                 for axis, d in enumerate(t.shape)
