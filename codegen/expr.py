@@ -255,6 +255,15 @@ def _term_key(item: tuple[tuple[Expr, ...], int]) -> tuple[Any, ...]:
 
 
 def from_terms(terms: Mapping[tuple[Expr, ...], int]) -> Expr:
+    """The normal form of a sum of products; `k * (x // k) + x % k` becomes `x`."""
+    for atoms, c in terms.items():
+        if len(atoms) == 1 and c and isinstance(atoms[0], Apply) and atoms[0].fn == "mod":
+            x, k = atoms[0].args
+            quotient = _interned.get(("Apply", "floordiv", (x, k), INDEX))
+            size = as_int(k)
+            if size and quotient is not None and terms.get((quotient,)) == c * size:
+                rest = {a: v for a, v in terms.items() if a not in (atoms, (quotient,))}
+                return poly_add(from_terms(rest), poly_mul(x, Const(c, INDEX)))
     items = [(a, c) for a, c in terms.items() if c]
     if not items:
         return ZERO

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxjit.codegen.cache import Cache
+from onnxjit.codegen.fingerprint import Stamp, content_key, stamp
 from onnxjit.codegen.target import host
 from onnxjit.compiled import CompiledModel
 from onnxjit.devices import resolve
@@ -17,9 +18,14 @@ from onnxjit.errors import ModelError
 from onnxjit.origin import Origin, external_files
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from onnxjit.artifact import Artifact
+    from onnxjit.codegen.build import Builder
+    from onnxjit.proto import ModelSource
 
 Progress = Callable[[int, int], None]
+_SPARE_BYTES = 32 << 20
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -57,8 +63,8 @@ def compile(
     start = time.perf_counter()
     artifact = request.artifact()
     again = any(check.assumed for check in artifact.plan.checks)
-    kept = Request(origin.kept(again), chosen, store, jobs, None, request.content)
-    return CompiledModel(artifact, threads, kept, time.perf_counter() - start, request.found)
+    seconds, found = time.perf_counter() - start, request.found
+    return CompiledModel(artifact, threads, request.kept(again), seconds, found)
 
 
 class Request:
@@ -71,15 +77,29 @@ class Request:
         cache: Cache | None,
         jobs: int | None = None,
         progress: Progress | None = None,
-        content: str | None = None,
     ) -> None:
         self.origin = origin
         self.overrides = overrides
         self.cache = cache
         self.jobs = jobs
         self.progress = progress
-        self.content = content
-        self.found = False  # whether the last artifact came from the cache
+        self.found = False
+        """Whether the last artifact came from the cache."""
+        self.content: str | None = None  # what the first artifact was made of
+        self.stamps: tuple[Stamp, ...] = ()
+
+    def kept(self, again: bool) -> Request:
+        """What a compiled model keeps; `again`: it may have to be compiled for other sizes."""
+        made = Request(self.origin.kept(again), self.overrides, self.cache, self.jobs)
+        made.content, made.stamps = self.content, self.stamps
+        return made
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.origin, dict(self.overrides), self.content, self.stamps
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.__init__(state[0], state[1], None)  # type: ignore[misc]  # caches stay at home
+        self.content, self.stamps = state[2:]
 
     def artifact(self, shapes: Shapes | None = None) -> Artifact:
         """The compiled model, from the cache if it is there."""
@@ -110,41 +130,48 @@ class Request:
     def _compile(self, shapes: Shapes | None) -> Artifact:
         from onnxjit.codegen.build import Builder
 
-        target = host()
         stamps = self.origin.stamps()
-        with Builder(target, self.jobs, self.cache) as builder:
+        if self.content is None and self.stamps and stamps[:1] != self.stamps[:1]:
+            raise ModelError(f"{self.origin.path!r} has changed since it was compiled")
+        with Builder(host(), self.jobs, self.cache) as builder:
             builder.start()
-            digest = _Digest(self.origin) if self.cache is not None or self.content else None
+            hashed = self.cache is not None or self.content is not None
+            digest = _Digest(self.origin) if hashed else None
             source = self.origin.read()
-            files = external_files(source)
             content = None
             if digest is not None:
-                from onnxjit.codegen.fingerprint import content_key, stamp
+                content, stamps = self._content(source, digest, stamps)
+            self.stamps = stamps
+            found = self._load(content, shapes)
+            return found or self._build(source, builder, content, shapes)
 
-                try:
-                    stamps += stamp(files)
-                    content = digest.result()
-                    if content is not None and files:
-                        content = content_key([content.encode(), *map(Path, files)])
-                except OSError as error:
-                    raise ModelError(f"the model's files cannot be read: {error}") from error
-            if self.content is not None and content != self.content:
-                raise ModelError(f"{self.origin.path!r} has changed since it was compiled")
-            if self.cache is not None and content is not None:
-                self.content = content
-                if self.origin.path is not None:
-                    self.cache.remember_key(self.origin.path, stamps, content)
-                found = self._load(content, shapes)
-                if found is not None:
-                    return found
-            return self._build(source, builder, content, shapes)
+    def _content(
+        self, source: ModelSource, digest: _Digest, stamps: tuple[Stamp, ...]
+    ) -> tuple[str | None, tuple[Stamp, ...]]:
+        """The key of the model and its external data, noted for the next process."""
+        files = external_files(source)
+        try:
+            stamps += stamp(files)
+            content = digest.result()
+            if content is not None and files:
+                content = content_key([content.encode(), *map(Path, files)])
+        except OSError as error:
+            raise ModelError(f"the model's files cannot be read: {error}") from error
+        if self.content is not None and content != self.content:
+            raise ModelError(f"{self.origin.path!r} has changed since it was compiled")
+        self.content = content
+        if self.cache is not None and self.origin.path is not None and content is not None:
+            self.cache.remember_key(self.origin.path, stamps, content)
+        return content, stamps
 
-    def _build(self, source: Any, builder: Any, content: str | None, shapes: Any) -> Artifact:
+    def _build(
+        self, source: ModelSource, builder: Builder, content: str | None, shapes: Shapes | None
+    ) -> Artifact:
         from onnxjit.compiler import artifact_of, build_model
         from onnxjit.store import Entry, model_key
 
         target = builder.target
-        options = {
+        options: dict[str, Any] = {
             "overrides": self.overrides,
             "shapes": shapes,
             "target": target,
@@ -157,9 +184,27 @@ class Request:
             return artifact_of(graph, parts, target, shapes)
         entry = Entry(self.cache, model_key(content, target, self.overrides, shapes))
         with entry:
-            graph, parts = build_model(source, **options, constants=entry.constants)
+
+            def write(arrays: Iterator[np.ndarray]) -> None:
+                entry.constants(_sparing(arrays, source))
+
+            graph, parts = build_model(source, **options, constants=write)
             entry.finish(artifact_of(graph, parts, target, shapes))
+            del graph, parts  # publishing reads the constants back: not both at the same time
+            source.release_pages()
         return entry.open()
+
+
+def _sparing(arrays: Iterator[np.ndarray], source: ModelSource) -> Iterator[np.ndarray]:
+    """The same arrays; what was read of the model for them does not stay in memory."""
+    read = 0
+    for array in arrays:
+        yield array
+        read += array.nbytes
+        if read > _SPARE_BYTES:
+            source.release_pages()
+            read = 0
+    source.release_pages()
 
 
 class _Digest:

@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx.backend.base import Backend as OnnxBackend
 from onnx.backend.base import BackendRep, Device, DeviceType, namedtupledict
 
-from onnxjit.compiler import build_model
-from onnxjit.deferred import host_functions
-from onnxjit.runtime.executor import Executable
-from onnxjit.runtime.link import link
+from onnxjit.api import compile
+from onnxjit.compiled import CompiledModel
+from onnxjit.errors import OnnxJitError
 from onnxjit.tensors import dtype_code
 
-if TYPE_CHECKING:
-    from onnxjit.codegen.build import Builder
-    from onnxjit.codegen.cache import Cache
-
-__all__ = ["Backend", "CompiledRep", "is_compatible", "prepare", "run_model", "run_node",
-           "supports_device"]  # fmt: skip
+__all__ = [
+    "Backend", "CompiledRep", "is_compatible", "prepare", "run_model", "run_node",
+    "supports_device",
+]  # fmt: skip
 
 
 class CompiledRep(BackendRep):
-    """A compiled model; `run` takes its inputs in order (or by name) and gives a named tuple."""
+    """A compiled model (`model`) whose `run` gives a named tuple of the outputs."""
 
-    def __init__(self, graph: Any, executable: Executable) -> None:
-        self.graph = graph
-        self.executable = executable
-        self._names = [v.name for v in graph.inputs]
-        self._result = namedtupledict("Outputs", [v.name for v in graph.outputs])
+    def __init__(self, model: CompiledModel) -> None:
+        self.model = model
+        self._result = namedtupledict("Outputs", [info.name for info in model.outputs])
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Runs the model on arrays, lists (sequences) or None (an empty optional)."""
+        """Runs the model on its inputs in order or by name; one array may stand for a list of it.
+
+        An input is an array, a list of arrays for a sequence, or None for an empty optional.
+        Raises `onnxjit.InputError` for inputs that do not fit.
+        """
         if kwargs:
             raise TypeError(f"unknown arguments {sorted(kwargs)}")
-        if isinstance(inputs, Mapping):
-            missing = [n for n in self._names if n not in inputs]
-            if missing:
-                raise ValueError(f"missing inputs {missing}")
-            inputs = [inputs[n] for n in self._names]
-        elif isinstance(inputs, np.ndarray):
+        if isinstance(inputs, np.ndarray):
             inputs = [inputs]
-        return self._result(*self.executable(*inputs))
+        elif isinstance(inputs, Mapping):
+            inputs = self.model.ordered((), inputs)
+        return self._result(*self.model.run(inputs))
 
 
 class Backend(OnnxBackend):
@@ -53,9 +48,7 @@ class Backend(OnnxBackend):
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
-        """Whether every operator of the model can be compiled for `device`."""
-        from onnxjit.errors import OnnxJitError
-
+        """Whether `prepare` can compile the model."""
         if not cls.supports_device(device):
             return False
         try:
@@ -65,32 +58,17 @@ class Backend(OnnxBackend):
         return True
 
     @classmethod
-    def prepare(
-        cls,
-        model: onnx.ModelProto,
-        device: str = "CPU",
-        *,
-        threads: int | None = None,
-        cache: Cache | None = None,
-        builder: Builder | None = None,
-        **kwargs: Any,
-    ) -> CompiledRep:
-        """Compiles `model`. `builder` and `cache` let several calls share workers and results.
+    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> CompiledRep:
+        """Compiles `model`; keyword arguments are those of `onnxjit.compile`.
 
-        Raises `ValueError` for a device other than a CPU, `onnxjit.errors.ModelError` for a model
-        that cannot be compiled, TypeError for unknown arguments.
+        Raises `onnxjit.DeviceError` for a device other than a CPU, `onnxjit.ModelError` for a
+        model that cannot be compiled.
         """
-        if kwargs:
-            raise TypeError(f"unknown arguments {sorted(kwargs)}")
         if not cls.supports_device(device):
-            raise ValueError(f"this backend compiles for CPUs, not for {device!r}")
-        graph, parts = build_model(model, cache=cache, builder=builder)
-        library = link(list(parts.objects.values()))
-        plan = parts.generated.plan
-        executable = Executable(
-            plan, library, parts.constants, threads, host=host_functions(plan)
-        )
-        return CompiledRep(graph, executable)
+            from onnxjit.errors import DeviceError
+
+            raise DeviceError(f"this backend compiles for the CPU, not for {device!r}")
+        return CompiledRep(compile(model, device="cpu", **kwargs))
 
     @classmethod
     def run_model(
@@ -114,16 +92,16 @@ class Backend(OnnxBackend):
         if isinstance(inputs, Mapping):
             inputs = [inputs[n] for n in names]
         arrays = dict(zip(names, map(np.asarray, inputs), strict=True))
-        given = [
-            onnx.helper.make_tensor_value_info(n, array_code(a), a.shape)
-            for n, a in arrays.items()
-        ]
+        info = onnx.helper.make_tensor_value_info
+        given = [info(n, array_code(a), a.shape) for n, a in arrays.items()]
         made = [onnx.ValueInfoProto(name=n) for n in node.output if n]
         graph = onnx.helper.make_graph([node], "node", given, made)
         imports = [onnx.helper.make_opsetid("", version)]
         if node.domain not in ("", "ai.onnx"):
-            known = [s.since_version for s in onnx.defs.get_all_schemas() if s.domain == node.domain]
-            imports.append(onnx.helper.make_opsetid(node.domain, max(known, default=1)))
+            versions = [
+                s.since_version for s in onnx.defs.get_all_schemas() if s.domain == node.domain
+            ]
+            imports.append(onnx.helper.make_opsetid(node.domain, max(versions, default=1)))
         model = onnx.helper.make_model(graph, opset_imports=imports)
         return cls.run_model(model, list(arrays.values()), device, **kwargs)
 

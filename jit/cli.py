@@ -84,11 +84,12 @@ def feeds_for(
     dimensions are those of the files where they share a name."""
     from onnxjit.bench import random_inputs
 
-    given = {name: _load(path) for name, path in pairs(files, "--input").items()}
+    paths = pairs(files, "--input")
     names = [v.name for v in inputs]
-    for name in given:
+    for name in paths:
         if name not in names:
             fail(f"the model has no input {name!r}; it has {', '.join(map(repr, names))}")
+    given = {name: _load(path) for name, path in paths.items()}
     known = sizes(dims)
     free = {d for v in inputs for d in v.shape if isinstance(d, str)}
     for name in known:
@@ -107,8 +108,10 @@ def feeds_for(
 def _load(path: str) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        fail(f"cannot read an array from {path!r}: {error}")
+    except OSError as error:
+        fail(f"cannot read {path!r}: {error.strerror}")
+    except (ValueError, EOFError):
+        fail(f"{path!r} is not a .npy file of numbers")
     if not isinstance(array, np.ndarray):
         fail(f"{path!r} holds several arrays; one .npy file holds one input")
     return array

@@ -48,7 +48,9 @@ def console() -> Console:
 def clean(value: Any) -> str:
     """A string of a model for the terminal: what is not printable is escaped."""
     text = str(value)
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+    if text.replace("\t", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text)
 
 
 def print_json(data: Any) -> None:

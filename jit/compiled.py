@@ -264,7 +264,7 @@ def _load(artifact: Artifact, threads: int | None, request: Request | None) -> E
 def as_array(value: Any, info: TensorInfo) -> np.ndarray:
     """A list, number or array-like object as an array of the declared dtype. Arrays and objects
     that know their dtype keep it; numbers may be narrowed but never change their kind."""
-    if not info.dtype.isidentifier():
+    if info.dtype == "object" or not info.dtype.isidentifier():
         return value  # a sequence, an optional, or a value of unknown type
     if hasattr(value, "__array__") or isinstance(value, np.generic):
         return np.asarray(value)

@@ -36,12 +36,17 @@ def executor_object(target: Target, cache: Cache | None) -> bytes:
     from onnxjit.runtime.executor_source import SOURCE, SYMBOLS
 
     name = executor_key(SOURCE, SYMBOLS, target)
-    data = cache.get("kernels", name) if cache is not None else None
+    data = _executors.get(name) or (cache.get("kernels", name) if cache is not None else None)
     if data is None:
         data = executor_code(SOURCE, SYMBOLS, target)
         if cache is not None:
             cache.put("kernels", name, data, source=SOURCE)
+    _executors[name] = data
     return data
+
+
+_executors: dict[str, bytes] = {}
+"""Executor objects of this process, by key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,9 @@ def artifact_of(
 def _info(v: Value, plan: Plan, b: int, graph: Graph) -> TensorInfo:
     """Name and type: the declared shape where there is one, else the one that was inferred."""
     buffer = plan.buffers[b]
+    if buffer.dtype == "object":  # nothing is known before a run but what the model declares
+        known = [d if isinstance(d, int) else getattr(d, "text", "") or None for d in v.shape or ()]
+        return TensorInfo(v.name, v.dtype or "object", tuple(known))
     inferred = buffer.shape or ()
     declared: Sequence[Any] = v.shape if v.shape is not None else inferred
     if len(declared) != len(inferred):

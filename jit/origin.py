@@ -46,8 +46,10 @@ class Origin:
             return ()
         try:
             return stamp([self.path])
-        except OSError as error:
-            raise ModelError(f"{self.path!r} cannot be read: {error.strerror}") from error
+        except FileNotFoundError as error:
+            raise ModelError(f"there is no file {self.path!r}") from error
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self.path!r} cannot be read: {error}") from error
 
     def own_key(self) -> str | None:
         """A key of the model's content without external data; None for a model of over 2 GiB that

@@ -39,6 +39,14 @@ class ModelSource:
         self._tickets = tickets
         self._folders = folders
         self._files: dict[Path, np.ndarray] = {}
+        self.maps: list[Any] = []  # the buffers of files that arrays may view
+
+    def release_pages(self) -> None:
+        """Hand the memory of mapped files back to the system; they are read again when needed."""
+        advice = getattr(mmap, "MADV_DONTNEED", None)
+        for data in self.maps:
+            if advice is not None and isinstance(data, mmap.mmap):
+                data.madvise(advice)
 
     def array(self, tensor: TensorProto, name: str = "") -> np.ndarray:
         """The values of `tensor`; `name` is what messages call it.
@@ -132,7 +140,8 @@ class ModelSource:
         path = self.locate(location, name)
         try:
             if path not in self._files:
-                self._files[path] = np.frombuffer(_map(path), np.uint8)
+                self.maps.append(_map(path))
+                self._files[path] = np.frombuffer(self.maps[-1], np.uint8)
         except (OSError, RuntimeError) as error:
             raise ModelError(
                 f"external data {location!r} of tensor {name!r} cannot be read: {error}"
@@ -171,7 +180,9 @@ def read_model(model: Any, folder: str | os.PathLike[str] | None = None) -> Mode
                 f"{type(model).__name__}"
             )
         data = bytes(data)
-    return ModelSource(*_parse(data, label), label, folders)
+    source = ModelSource(*_parse(data, label), label, folders)
+    source.maps.append(data)
+    return source
 
 
 def _parse(data: Any, label: str) -> tuple[ModelProto, Tickets]:

@@ -124,7 +124,7 @@ def dump(artifact: Artifact) -> dict[str, Any]:
     return {
         HEADER: header(artifact, places),
         CODE: b"".join(artifact.objects),
-        CONSTANTS: file.getbuffer(),
+        CONSTANTS: file.getvalue(),
         KERNELS: bytes(artifact.kernels),
     }
 

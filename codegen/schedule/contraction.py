@@ -38,6 +38,7 @@ from onnxjit.codegen.expr import (
     loads,
     poly_mul,
     substitute,
+    to_text,
     walk,
 )
 from onnxjit.codegen.kernel import Stage, TensorType, product, rename_axes
@@ -84,6 +85,9 @@ TILES = 8
 """Parallel tiles wanted, so that two to four threads finish together."""
 
 SEGMENTS = 512
+CONFLICT = 1024
+"""Row strides that are a multiple of 4 KB map all rows of a tile to the same L1 sets; measured on
+14x32 tiles: 143 GFLOP/s apart from that, 109 at 4 KB, 65 at 16 KB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,64 +245,69 @@ class _Builder:
     # --- blocking -----------------------------------------------------------------------------
 
     def plan_rows(self, m_extent: Expr, m_tiles: Expr) -> None:
-        """How many rows and panels one parallel tile covers."""
+        """How many rows and panels one parallel tile covers.
+
+        `block` counts rows of the row axis, or row tiles where there is none; it is an expression
+        when a symbolic size decides how many rows fit.
+        """
         depth = typical(self.depth)
-        row_bytes = max(1, (depth if depth <= DEPTH else BLOCK_DEPTH) * 4)
+        line: Expr = index(4 * (depth if depth <= DEPTH else BLOCK_DEPTH))
         if self.c.window is not None:
-            row_bytes = max(1, self.window_row_bytes())
+            line = self.window_row_bytes()
         if self.row is not None:
-            per = row_bytes if self.c.window is not None else row_bytes * typical(m_extent)
-            self.block = max(1, ROWS_BYTES // per)
+            per = line if self.c.window is not None else poly_mul(line, m_extent)
             extent = self.row.extent
         else:
-            self.block = max(1, ROWS_BYTES // (row_bytes * self.mr))
-            if self.c.window is not None:
-                self.block = typical(m_tiles) or 1
+            per = index(ROWS_BYTES) if self.c.window is not None else line * self.mr
             extent = m_tiles
-        n = as_int(extent)
-        if n is not None:
-            self.block = min(self.block, n)
-            self.block = -(-n // -(-n // self.block)) if n else 1
-        blocks = (extent + (self.block - 1)) // self.block
-        count = typical(product(a.extent for a in self.outer)) * typical(blocks)
-        work = typical(self.depth) * typical(m_extent) * typical(self.panels) * self.nr
-        if self.row is not None:
-            work *= typical(self.row.extent)
+            if self.c.window is not None:
+                per = apply("floordiv", index(ROWS_BYTES), apply("max", m_tiles, 1))
+        n, fixed = as_int(extent), as_int(per)
+        outer = typical(product(a.extent for a in self.outer))
         panels = max(1, typical(self.panels))
         self.group = panels
-        if count < TILES and work > 200_000:
-            if n is not None and self.block > 1 and panels < 4 and self.c.window is None:
-                parts = -(-TILES // max(1, count // typical(blocks)))
-                self.block = max(1, -(-n // parts))
-                blocks = (extent + (self.block - 1)) // self.block
-                count = typical(product(a.extent for a in self.outer)) * typical(blocks)
-            if count < TILES:
-                self.group = max(1, panels // -(-TILES // max(1, count)))
+        if n is not None and fixed is not None:
+            block = max(1, min(ROWS_BYTES // max(1, fixed), n))
+            block = -(-n // -(-n // block)) if n else 1
+            count = outer * -(-n // block)
+            work = depth * typical(m_extent) * panels * self.nr
+            work *= n if self.row is not None else 1
+            if count < TILES and work > 200_000:
+                if block > 1 and panels < 4 and self.c.window is None:
+                    block = max(1, -(-n // -(-TILES // outer)))
+                    count = outer * -(-n // block)
+                if count < TILES:
+                    self.group = max(1, panels // -(-TILES // max(1, count)))
+            self.block: Expr = index(block)
+        else:
+            fits = apply("floordiv", index(ROWS_BYTES), apply("max", per, 1))
+            share = (extent + 3) // 4
+            self.block = apply("max", apply("min", fits, share), 1)
+            if fixed is not None:
+                self.block = index(max(1, ROWS_BYTES // max(1, fixed)))
         if as_int(self.panels) is None:
-            self.group = min(self.group, max(1, PANEL_BYTES // (max(1, typical(self.depth)) * 4 * self.nr)))
-        self.row_blocks = blocks
+            most = PANEL_BYTES // (max(1, depth) * 4 * self.nr)
+            self.group = min(self.group, max(1, most))
+        self.row_blocks = ceil_div_by(extent, self.block)
         self.depth_blocks = 1
-        if as_int(self.depth) is not None and depth > DEPTH and self.c.window is None:
+        whole = as_int(self.block) is not None and (
+            self.row is None or as_int(m_tiles) is not None
+        )
+        if as_int(self.depth) is not None and depth > DEPTH and self.c.window is None and whole:
             self.depth_blocks = -(-depth // BLOCK_DEPTH)
         if self.depth_blocks > 1:
-            rows = self.block * (typical(m_tiles) if self.row is not None else 1)
-            most = max(1, PANEL_BYTES // (rows * self.mr * self.nr * 4))
-            self.group = min(self.group, most)
+            rows = typical(self.block) * (typical(m_tiles) if self.row is not None else 1)
+            self.group = min(self.group, max(1, PANEL_BYTES // (rows * self.mr * self.nr * 4)))
         self.panel_blocks = (self.panels + (self.group - 1)) // self.group
 
-    def window_row_bytes(self) -> int:
+    def window_row_bytes(self) -> Expr:
+        """Bytes of one row of the padded input, channels of one group only."""
         w = self.c.window
         assert w is not None
-        inner = w.axes[-1]
-        return typical(inner.extent) * self.window_channels() * 4
-
-    def window_channels(self) -> int:
-        """Channels of the window that one contraction reads (those of one group)."""
-        w = self.c.window
-        assert w is not None
-        x = self.logical_window_index()
-        red = {a for a in walk_axes(x[1])} if len(x) > 1 else set()
-        return max(1, typical(product(a.extent for a in red if a in self.final_red().axes)))
+        logical = self.logical_window_index()
+        summed = axes_of(logical[1]) & set(self.final_red().axes) if len(logical) > 1 else set()
+        channels = product(a.extent for a in summed)
+        return poly_mul(poly_mul(w.axes[-1].extent, channels), index(4))
 
     def final_red(self) -> Reduce:
         return self.r.kernel.stages[-1].reduces[0]
@@ -354,9 +363,9 @@ class _Builder:
     def block_vars(self) -> tuple[Expr, Expr]:
         """First and one-past-last row (or row tile) of the block of this tile."""
         extent = self.row.extent if self.row is not None else self.m_tiles()
-        start = poly_mul(Var("rb"), index(self.block))
-        n = as_int(extent)
-        if n is not None and n % self.block == 0:
+        start = poly_mul(Var("rb"), self.block)
+        n, b = as_int(extent), as_int(self.block)
+        if n is not None and b is not None and n % b == 0:
             return start, start + self.block
         return start, apply("min", start + self.block, extent)
 
@@ -393,7 +402,7 @@ class _Builder:
                 c = coefficient(e, a)
                 if c is None:
                     raise Declined("a window index is not affine")
-                count = index(self.block) if a is self.row else a.extent
+                count = self.block if a is self.row else a.extent
                 size = size + poly_mul(c, count - 1)
             extents.append(size)
             starts.append(start)
@@ -453,9 +462,9 @@ class _Builder:
             raise Declined("rows with two strides and k not contiguous")
         rows = self.block * self.mr
         depth = product(a.extent for a in k_axes)
-        self.locals.append(Local("rows", "float32", poly_mul(index(rows), depth), stack=False))
+        self.locals.append(Local("rows", "float32", poly_mul(rows, depth), stack=False))
         first, _ = self.block_vars()
-        r = Axis("gr", index(rows))
+        r = Axis("gr", rows)
         extent = self.mi.extent if self.mi is not None else ONE
         source = substitute(
             x.index[0], {self.mi: poly_mul(first, index(self.mr)) + r} if self.mi else {}
@@ -468,7 +477,7 @@ class _Builder:
         for a in reversed(k_axes):
             body = (loop(a, *body),)
         left = extent - poly_mul(first, index(self.mr))
-        setup: list[Stmt] = [For(r, ZERO, apply("min", index(rows), left), body)]
+        setup: list[Stmt] = [For(r, ZERO, apply("min", rows, left), body)]
         offset: Expr = poly_mul(self.mi - poly_mul(first, index(self.mr)), depth) if self.mi else ZERO
         inner: Expr = ZERO
         for a in k_axes:
@@ -562,11 +571,10 @@ class _Builder:
         self, x: Operand, k_axes: Sequence[Axis], m_extent: Expr, m_tiles: Expr
     ) -> LoopNest:
         mr, nr = self.mr, self.nr
+        if as_int(x.count) != 1:
+            self.depth_blocks = 1
         blocked = self.depth_blocks > 1
-        rows_per = typical(m_tiles) if self.row is not None else self.block
-        if self.row is not None and as_int(m_tiles) is None and blocked:
-            raise Declined("blocked k with rows of symbolic length")
-        tiles_in_block = self.block * rows_per if self.row is not None else self.block
+        tiles_in_block = typical(self.block) * (typical(m_tiles) if self.row is not None else 1)
         cells = mr * nr * (self.group * tiles_in_block if blocked else 1)
         stack = cells * 4 <= 8192
         self.locals.append(Local("acc", "float32", index(cells), stack))
@@ -593,14 +601,19 @@ class _Builder:
         if blocked:
             total = as_int(self.depth)
             assert total is not None
-            if as_int(x.count) != 1:
-                raise Declined("blocked k with several runs")
             depth_step = -(-total // self.depth_blocks)
             depth_step = -(-depth_step // 16) * 16
             run = apply("min", index(depth_step), index(total) - kb * depth_step)
             x_shift = kb * depth_step
             y_shift = kb * (depth_step * nr)
             self.depth_blocks = -(-total // depth_step)
+        copied: tuple[Stmt, ...] = ()
+        if self.conflicting(x):
+            length = depth_step if blocked else as_int(x.run) or 0
+            x, copied = self.copied_rows(x, m_extent, length, run, x_shift)
+            x_base, x_shift = x.base, ZERO
+            if self.mi is not None:
+                x_base = substitute(x_base, {self.mi: m0})
 
         def tile_call(symbol: str, at: Expr, row0: int | Expr = 0) -> Call:
             shift = poly_mul(x.step, index(row0)) if not isinstance(row0, Expr) else poly_mul(
@@ -675,7 +688,7 @@ class _Builder:
         else:
             body = (For(mt, first, last, body),)
         pb = Var("pb")
-        body = (For(panel, pb * self.group, self.panel_stop(), body),)
+        body = (*copied, For(panel, pb * self.group, self.panel_stop(), body))
         if blocked:
             body = (For(kb, ZERO, index(self.depth_blocks), body),)
         body = (*x.setup, *self.pack_setup, *body)
@@ -683,7 +696,7 @@ class _Builder:
         # Row blocks outermost: neighbouring tiles then share the rows and stream the panels.
         nest, tiles = with_tiles([*self.outer, rb_axis, pb_axis], body)
         notes = [
-            f"tile {mr}x{nr}, {self.block} row {'rows' if self.row is not None else 'tiles'} and "
+            f"tile {mr}x{nr}, {to_text(self.block)} row {'rows' if self.row is not None else 'tiles'} and "
             f"{self.group} panels a step"
         ]
         result = finish_nest(
@@ -697,6 +710,48 @@ class _Builder:
         )
         packed = (self.packing,) if self.packing is not None else ()
         return replace(result, packings=packed)
+
+    def conflicting(self, x: Operand) -> bool:
+        """Whether neighbouring rows fall into the same L1 sets, so that a tile evicts itself."""
+        step = as_int(x.step)
+        return (
+            self.c.window is None
+            and x.buffer == self.c.x.buffer
+            and as_int(x.count) == 1
+            and step is not None
+            and step % CONFLICT == 0
+            and step > 0
+            and self.mr > 8
+            and self.group >= 4
+            and as_int(self.block) is not None
+            and as_int(x.run) is not None
+        )
+
+    def copied_rows(
+        self, x: Operand, m_extent: Expr, length: int, run: Expr, shift: Expr
+    ) -> tuple[Operand, tuple[Stmt, ...]]:
+        """Copies the block's rows (one block of k) into scratch with a stride that is no power of
+        two."""
+        assert self.mi is not None
+        first, last = self.block_vars()
+        step = length + 16
+        k = Axis("ck", run)
+        if self.row is not None:
+            rows = poly_mul(self.block, m_extent)
+            at = poly_mul(self.row - first, m_extent) + self.mi
+            start, stop = ZERO, m_extent
+        else:
+            rows = self.block * self.mr
+            at = self.mi - poly_mul(first, index(self.mr))
+            start = poly_mul(first, index(self.mr))
+            stop = apply("min", poly_mul(last, index(self.mr)), m_extent)
+        self.locals.append(Local("rows", "float32", rows * step, stack=False))
+        value = Load(x.buffer, (x.base + shift + k,), "float32")
+        body: Stmt = For(self.mi, start, stop, (loop(k, Store("rows", at * step + k, value)),))
+        if self.row is not None:
+            body = For(self.row, first, last, (body,))
+        self.notes.append("rows copied to a stride without cache conflicts")
+        return replace(x, buffer="rows", base=at * step, step=index(step)), (body,)
 
     def epilogue(self, m0: Expr, rows: Expr, acc_at: Expr) -> tuple[Stmt, ...]:
         """Stores one tile through the output stage's own expression."""
@@ -774,6 +829,11 @@ def copy_loops(loops: Sequence[Axis], at: Expr, value: Expr) -> list[Stmt]:
         return body
 
     return list(build(0))
+
+
+def ceil_div_by(a: Expr, b: Expr) -> Expr:
+    """a / b rounded up."""
+    return apply("floordiv", a + b - 1, b)
 
 
 def collect_and(e: Expr, out: list[Expr]) -> None:

@@ -2,7 +2,7 @@
 
 - `contraction`: a sum of products over a square block of outputs, operands staged in shared
   memory, 4 x 4 outputs a thread;
-- `rows`: several stages that share rows (softmax, layer norm), one row a block;
+- `rows`: several stages that share rows (softmax, layer norm), one row a block, or a thread;
 - `reduction`: one long contiguous sum, maximum ... an output element, one element a block;
 - `elements`: anything else that is one stage or the parts of a concatenation, one output element a
   thread, neighbouring threads on neighbouring elements.
@@ -57,7 +57,7 @@ from onnxjit.codegen.schedule.axes import (
     split_axes,
     typical,
 )
-from onnxjit.codegen.schedule.pointwise import concatenated, finish_nest
+from onnxjit.codegen.schedule.pointwise import concatenated, finish_nest, inner_loops
 from onnxjit.codegen.schedule.reduction import (
     combine,
     guarded,
@@ -76,6 +76,9 @@ SHARED_BYTES = 16384
 
 SHARED_TOTAL = 40960
 """Static shared memory of all temporaries of a block; every device has 48 KB."""
+
+SHORT_ROW = 32
+"""Rows with no longer loop than this are computed by one thread each."""
 
 LONG = 128
 """Shortest reduction that a whole block computes."""
@@ -258,6 +261,7 @@ class _Rows:
         self.again: dict[str, tuple[list[int], list[Axis], Expr]] = {}
         self.body: list[Stmt] = []
         self.threads = 0
+        self.alone = False
 
     def axis(self, extent: Expr) -> Axis:
         self.counter += 1
@@ -268,24 +272,34 @@ class _Rows:
         read = {x.buffer for s in stages for x in loads(s.value)}
         for n, s in enumerate(stages):
             self.stage(n, s, s.buffer in read)
-        order = list(self.canonical.values())
-        sets, table = positions([a for a in order if isinstance(a, Axis)], TILE)
+        order = [a for a in self.canonical.values() if isinstance(a, Axis)]
+        tiles = product(a.extent for a in order)
+        e: Expr = Var("row") if self.alone else TILE
+        sets, table = positions(order, e)
         body = [*sets, *(replaced(x, table) for x in self.body)]
-        if self.locals:
+        if self.alone:
+            assert isinstance(e, Var)
+            stop = apply("min", TILE * self.threads + self.threads, tiles)
+            start = TILE * self.threads + THREAD
+            body = [For(e, start, stop, tuple(body), step=self.threads)]
+            tiles, rule = ceil_div(tiles, self.threads), "rows: one thread a row"
+        elif self.locals:
             body.append(Barrier())
-        tiles = product(a.extent for a in order if isinstance(a, Axis))
         return finish_nest(
             self.r, tuple(body), tiles, rule, locals=tuple(self.locals), threads=self.threads
         )
 
     def block_size(self, stages: Sequence[Stage]) -> int:
-        """A power of two near the longest loop of a row."""
+        """A power of two near the longest loop of a row; a whole block for short rows together."""
         longest = 1
         for s in stages:
             inner = product(a.extent for a in s.axes if a not in self.row)
             counts = [product(a.extent for a in x.axes) for x in s.reduces]
             longest = max(longest, *(typical(c) for c in (inner, *counts)))
         threads, most = 32, block_threads(self.r)
+        if longest < SHORT_ROW:
+            self.alone = True
+            return most
         while threads < most and threads < longest:
             threads *= 2
         return min(threads, most)
@@ -314,7 +328,7 @@ class _Rows:
         else:
             offset = substitute(offset, table)
         self.each(n, loops, Store(s.buffer, offset, value))
-        if exchanged:
+        if exchanged and not self.alone:
             self.body.append(Barrier())
 
     def layout(self, buffer: str) -> tuple[int, ...] | None:
@@ -322,6 +336,9 @@ class _Rows:
 
     def each(self, n: int, loops: list[Axis], store: Store) -> None:
         """The store for every element of the row, shared by the threads."""
+        if self.alone:
+            self.body += inner_loops(loops, store)
+            return
         if not loops:
             self.body.append(If(apply("lt", THREAD, 1), (store,)))
             return
@@ -342,12 +359,13 @@ class _Rows:
         """A scalar of the row, an array in shared memory, or nothing but a rule to recompute."""
         dtype = self.k.types[s.buffer].dtype
         if not loops:
-            v = Var(f"row{n}", dtype)
+            v = Var(f"scalar{n}", dtype)
             self.body.append(Assign(v, value))
             self.scalars[s.buffer] = v
             return
         count = as_int(product(a.extent for a in loops))
-        if count is None or count * 8 > SHARED_BYTES or self.bytes + count * 8 > SHARED_TOTAL:
+        fits = count is not None and count * 8 <= min(SHARED_BYTES, SHARED_TOTAL - self.bytes)
+        if count is None or not fits or self.alone:
             self.again[s.buffer] = ([s.axes.index(a) for a in inner], loops, value)
             return
         self.bytes += count * 8
@@ -389,6 +407,9 @@ class _Rows:
         if guard is not None:
             step = If(guard, (step,))
         axes = ordered_reduction(red)
+        if self.alone:
+            self.body += [Assign(acc, identity(red.fn, red.dtype)), *inner_loops(axes, step)]
+            return acc
         count = product(a.extent for a in axes)
         e = Var(f"k{name}")
         sets, table = positions(axes, e)

@@ -105,8 +105,11 @@ def column_last(
     column = columns[-1] if len(columns) == 1 else max(
         columns, key=lambda p: typical(final.axes[p].extent)
     )
+    # Axes that select a filter (groups) go next to the filters of the group.
     rank = len(final.axes)
-    return (*(p for p in range(rank) if p != column), column)
+    batch = [p for p, a in enumerate(final.axes) if a in in_y and p not in columns]
+    inner = [*batch, *(p for p in columns if p != column), column]
+    return (*(p for p in range(rank) if p not in inner), *inner)
 
 
 def inherited(k: Kernel, layouts: dict[str, Layout]) -> Layout | None:

@@ -1,0 +1,389 @@
+"""Runs compiled kernels in a hostile setting: guard bands, NaN scratch memory, tiles out of order.
+
+`Lab` compiles kernels in this process, each distinct source once. `run_kernel` runs one scheduled
+kernel, `run_program` every kernel of a lowered model, one after the other, so that a store outside
+a buffer, a read of memory that nothing wrote, or a tile that depends on another one shows up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnxjit.codegen.build import Builder, Source, symbol_of
+from onnxjit.codegen.emit_cpu import emit, scratch_total
+from onnxjit.codegen.evaluate import evaluate, evaluate_int
+from onnxjit.codegen.expr import Dim, Expr, index
+from onnxjit.codegen.kernel import Kernel, TensorType
+from onnxjit.codegen.loops import LoopNest
+from onnxjit.codegen.packing import arranged, pack
+from onnxjit.codegen.scalar_functions import numpy_dtype
+from onnxjit.codegen.schedule import Request, schedule
+from onnxjit.codegen.target import Target, host
+from onnxjit.codegen.tensor import Tensor, Trace, finish, placeholder
+from onnxjit.codegen_calls import Generated, ScheduledCall, generate
+from onnxjit.compiler import packed_constants
+from onnxjit.importer import import_model
+from onnxjit.passes import run_pipeline
+from onnxjit.program import Program
+from onnxjit.runtime.link import Library, link
+
+GUARD = 96
+"""Elements of guard band on either side of every buffer."""
+
+Layouts = Mapping[str, tuple[int, ...]]
+Entry = Callable[[Any, Any, Any, int, int], None]
+
+
+class Lab:
+    """Compiles kernels for one target without worker processes and keeps the machine code."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.builder = Builder(target, jobs=0)
+        self._code: dict[str, tuple[Library, Entry]] = {}
+
+    def entry(self, source: Source) -> Entry:
+        key = self.builder.submit(source)
+        if key not in self._code:
+            objects = [self.builder.result(key)]
+            objects += self.builder.tile_objects(source.symbols).values()
+            library = link(objects)
+            pointer, integer = ctypes.c_void_p, ctypes.c_int64
+            kind = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, integer, integer)
+            self._code[key] = library, kind(library.address(symbol_of(key)))
+        return self._code[key][1]
+
+
+@cache
+def lab() -> Lab:
+    return Lab(host())
+
+
+# --- guarded memory ----------------------------------------------------------------------------
+
+
+class Guarded:
+    """A flat array between guard bands. It starts one element past a 64-byte boundary, because
+    nothing but the dtype's own alignment is promised for inputs and outputs."""
+
+    def __init__(self, count: int, dtype: np.dtype[Any], shift: int = 1) -> None:
+        self.count, item = count, dtype.itemsize
+        self.memory = np.full((count + 2 * GUARD) * item + 128, 0xA5, np.uint8)
+        base = -self.memory.ctypes.data % 64 + (GUARD * item + 63) // 64 * 64 + shift * item
+        base = min(base, self.memory.nbytes - count * item)
+        self.start, self.stop = base, base + count * item
+        self.array = self.memory[base : self.stop].view(dtype)
+        self.array.view(np.uint8)[:] = 0xFF  # NaN, or -1: never a plausible result
+
+    @property
+    def address(self) -> int:
+        return self.memory.ctypes.data + self.start
+
+    def check(self, what: str) -> None:
+        before, after = self.memory[: self.start], self.memory[self.stop :]
+        assert (before == 0xA5).all(), f"{what}: a store before its first element"
+        assert (after == 0xA5).all(), f"{what}: a store after its last element"
+
+
+def scratch_memory(nbytes: int) -> Guarded:
+    return Guarded(nbytes, np.dtype(np.uint8), shift=0)
+
+
+# --- one kernel --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A scheduled kernel: its nest, source and machine code, and the constants it was made for."""
+
+    kernel: Kernel
+    nest: LoopNest
+    source: Source
+    layouts: Layouts
+    constants: Mapping[str, np.ndarray]
+    entry: Entry
+
+    def __call__(
+        self, inputs: Mapping[str, np.ndarray], dims: Mapping[str, int] | None = None, seed: int = 0
+    ) -> list[np.ndarray]:
+        """Outputs in logical axis order. The tiles run in one go and again in random pieces."""
+        dims = dims or {}
+        physical: dict[str, np.ndarray] = {}
+        packings = {q.buffer: q for q in self.nest.packings}
+        for p in self.nest.params:
+            if p.written:
+                continue
+            data = self.constants[p.buffer] if p.buffer in self.constants else inputs[p.buffer]
+            flat = arranged(data, self.layouts.get(p.buffer)).reshape(-1)
+            physical[p.buffer] = pack(flat, packings[p.buffer]) if p.buffer in packings else flat
+        tiles = evaluate_int(self.nest.tiles, dims)
+        whole = self.run(physical, dims, [(0, tiles)])
+        pieces = random_pieces(tiles, np.random.default_rng(seed))
+        again = self.run(physical, dims, pieces)
+        for b, a in whole.items():
+            np.testing.assert_array_equal(again[b], a, err_msg="the order of tiles matters")
+        out = []
+        for b in self.kernel.outputs:
+            shape = [evaluate_int(d, dims) for d in self.kernel.types[b].shape]
+            out.append(logical(whole[b], shape, self.layouts.get(b)))
+        return out
+
+    def run(
+        self,
+        physical: Mapping[str, np.ndarray],
+        dims: Mapping[str, int],
+        pieces: Sequence[tuple[int, int]],
+    ) -> dict[str, np.ndarray]:
+        buffers: dict[str, Guarded] = {}
+        for p in self.nest.params:
+            dtype = numpy_dtype(p.dtype)
+            if p.written:
+                t = self.kernel.types[p.buffer]
+                g = Guarded(evaluate_int(t.elements, dims), dtype)
+            else:
+                g = Guarded(physical[p.buffer].size, dtype)
+                g.array[:] = physical[p.buffer]
+            buffers[p.buffer] = g
+        pointers = (ctypes.c_void_p * max(1, len(buffers)))(
+            *(buffers[p.buffer].address for p in self.nest.params)
+        )
+        values = [dims[d] for d in self.nest.dims]
+        ints = (ctypes.c_int64 * max(1, len(values)))(*values)
+        nbytes = evaluate_int(scratch_total(self.nest), dims)
+        for begin, end in pieces:
+            scratch = scratch_memory(nbytes)
+            self.entry(pointers, ints, scratch.address, begin, end)
+            scratch.check("scratch")
+        for p in self.nest.params:
+            g = buffers[p.buffer]
+            g.check(p.buffer)
+            if not p.written:
+                same = g.array.view(np.uint8) == np.ascontiguousarray(physical[p.buffer]).view(
+                    np.uint8
+                )
+                assert same.all(), f"the kernel wrote to its input {p.buffer}"
+        return {p.buffer: buffers[p.buffer].array.copy() for p in self.nest.params if p.written}
+
+
+def random_pieces(tiles: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """[0, tiles) cut at random and shuffled: tiles must not depend on each other."""
+    cuts = sorted({0, tiles, *rng.integers(0, tiles + 1, 5).tolist()})
+    pieces = [(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    rng.shuffle(pieces)
+    return pieces
+
+
+def logical(flat: np.ndarray, shape: Sequence[int], order: tuple[int, ...] | None) -> np.ndarray:
+    if order is None:
+        return flat.reshape(shape)
+    return flat.reshape([shape[k] for k in order]).transpose(np.argsort(order))
+
+
+def compile_kernel(
+    kernel: Kernel,
+    layouts: Layouts | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+    rule: Callable[[Request], LoopNest] = schedule,
+) -> Compiled:
+    """Schedules, prints and compiles a kernel. `rule` is one schedule rule instead of the first
+    that applies; it raises `Declined` when it does not."""
+    constants = constants or {}
+    request = Request(kernel, layouts or {}, lab().target, frozenset(constants))
+    nest = rule(request)
+    source = Source(emit(nest), nest.symbols, kernel.name)
+    return Compiled(kernel, nest, source, layouts or {}, constants, lab().entry(source))
+
+
+def define(
+    fn: Callable[..., Any], types: Mapping[str, tuple[str, Sequence[int | str]]], name: str = "test"
+) -> Kernel:
+    """The kernel of a definition: `types` gives dtype and sizes (strings are symbolic dims)."""
+    trace = Trace()
+    with trace.active():
+        args = [placeholder(b, tensor_type(*t)) for b, t in types.items()]
+        made = fn(*args)
+        results: Sequence[Tensor] = made if isinstance(made, tuple) else (made,)
+        return finish(name, trace, [(f"y{k}", t) for k, t in enumerate(results)], list(types))
+
+
+def tensor_type(dtype: str, shape: Sequence[int | str]) -> TensorType:
+    return TensorType(dtype, tuple(size(d) for d in shape))
+
+
+def size(d: int | str) -> Expr:
+    return Dim(d) if isinstance(d, str) else index(d)
+
+
+def sample(rng: np.random.Generator, dtype: str, shape: Sequence[int]) -> np.ndarray:
+    """Small numbers of either sign, exact in every dtype where that is possible."""
+    t = numpy_dtype(dtype)
+    if dtype == "bool":
+        return rng.integers(0, 2, shape).astype(bool)
+    if t.kind in "iu":
+        return rng.integers(0 if t.kind == "u" else -9, 10, shape).astype(t)
+    return rng.standard_normal(shape).astype(np.float32).astype(t)
+
+
+def samples(
+    kernel: Kernel, dims: Mapping[str, int] | None = None, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Random arrays for every input of a kernel."""
+    rng = np.random.default_rng(seed)
+    out = {}
+    for b in kernel.inputs:
+        t = kernel.types[b]
+        out[b] = sample(rng, t.dtype, [evaluate_int(d, dims or {}) for d in t.shape])
+    return out
+
+
+def check_kernel(
+    kernel: Kernel,
+    *sizes: Mapping[str, int],
+    layouts: Layouts | None = None,
+    constants: Sequence[str] = (),
+    rule: Callable[[Request], LoopNest] = schedule,
+    tolerance: float | None = None,
+) -> Compiled:
+    """Compiles once and compares with `evaluate` at every binding of the symbolic dims."""
+    fixed: dict[str, np.ndarray] = {}
+    if constants:
+        first = samples(kernel, sizes[0] if sizes else {}, seed=99)
+        fixed = {b: first[b] for b in constants}
+    compiled = compile_kernel(kernel, layouts, fixed, rule)
+    for k, dims in enumerate(sizes or ({},)):
+        arrays = {**samples(kernel, dims, seed=k), **fixed}
+        wanted = evaluate(kernel, arrays, dims)
+        for got, want in zip(compiled(arrays, dims, seed=k), wanted, strict=True):
+            close(got, want, tolerance, f"{compiled.nest.rule} at {dims}")
+    return compiled
+
+
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 1.6e-2}
+
+
+def close(
+    got: np.ndarray, want: np.ndarray, tolerance: float | None = None, what: str = ""
+) -> None:
+    """Equal, or close relative to the largest value; NaNs and infinities in the same places."""
+    want = np.asarray(want)
+    assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
+    assert got.dtype == want.dtype, f"{what}: dtype {got.dtype}, expected {want.dtype}"
+    if want.dtype.kind in "iub":
+        np.testing.assert_array_equal(got, want, err_msg=what)
+        return
+    limit = TOLERANCE[want.dtype.name] if tolerance is None else tolerance
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(b)
+    same = np.where(finite, 0, b)
+    np.testing.assert_array_equal(np.where(finite & np.isfinite(a), 0, a), same, err_msg=what)
+    if finite.any():
+        scale = max(1e-30, np.abs(b[finite]).max())
+        worst = np.abs(a - b)[finite].max() / scale
+        assert worst <= limit, f"{what}: error {worst:.2e} of the largest value"
+
+
+# --- whole models ------------------------------------------------------------------------------
+
+
+def model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, tuple[str, Sequence[int | str]]],
+    outputs: Sequence[str],
+    constants: Mapping[str, np.ndarray] | None = None,
+    opset: int = 18,
+) -> onnx.ModelProto:
+    """A model; constants become initializers, and the outputs' types are left to inference."""
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        [
+            helper.make_tensor_value_info(n, _element(dtype), list(shape))
+            for n, (dtype, shape) in inputs.items()
+        ],
+        [onnx.ValueInfoProto(name=o) for o in outputs],
+        [numpy_helper.from_array(np.asarray(a), n) for n, a in (constants or {}).items()],
+    )
+    return helper.make_model(
+        graph, ir_version=10, opset_imports=[helper.make_opsetid("", opset)]
+    )
+
+
+def _element(dtype: str) -> int:
+    return int(TensorProto.DataType.Value({"float32": "FLOAT", "float64": "DOUBLE"}.get(
+        dtype, dtype.upper()
+    )))
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A model after all passes, and what code generation made of it."""
+
+    names: tuple[str, ...]
+    program: Program
+    generated: Generated
+    constants: Mapping[str, np.ndarray]
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        return [c.call.kernel for c in self.generated.scheduled if isinstance(c, ScheduledCall)]
+
+    @property
+    def rules(self) -> list[str]:
+        return [c.nest.rule for c in self.generated.scheduled if isinstance(c, ScheduledCall)]
+
+
+def lower_model(m: onnx.ModelProto) -> Lowered:
+    graph = import_model(m.SerializeToString())
+    program = run_pipeline(graph, lab().target)
+    generated = generate(program, lab().target)
+    packed = dict(zip(generated.constants, packed_constants(program, generated), strict=True))
+    return Lowered(tuple(v.name for v in graph.inputs), program, generated, packed)
+
+
+def bind(low: Lowered, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Values of the symbolic dims, read from the inputs."""
+    p = low.program
+    arrays = {v: feeds[n] for v, n in zip(p.inputs, low.names, strict=True)}
+    dims = {}
+    for d in p.dims:
+        n = arrays[d.value].shape[d.axis] - d.offset
+        assert n % d.factor == 0
+        dims[d.name] = n // d.factor
+    return dims
+
+
+def run_program(low: Lowered, feeds: Mapping[str, np.ndarray], seed: int = 0) -> list[np.ndarray]:
+    """Every kernel in order, each on guarded buffers; returns the model's outputs."""
+    p = low.program
+    dims = bind(low, feeds)
+    # Physical contents of every buffer by value id.
+    flat = {b: a.reshape(-1) for b, a in low.constants.items()}
+    for v, n in zip(p.inputs, low.names, strict=True):
+        flat[v] = np.ascontiguousarray(feeds[n]).reshape(-1)
+    types = dict(p.types)
+    for c in low.generated.scheduled:
+        assert isinstance(c, ScheduledCall), "host steps are not for this test"
+        types.update(c.call.kernel.types)
+        run = Compiled(
+            c.call.kernel, c.nest, c.source, p.layouts, {}, lab().entry(c.source)
+        )
+        physical = {
+            x.buffer: flat[b]
+            for x, b in zip(c.nest.params, c.buffers, strict=True)
+            if not x.written
+        }
+        tiles = evaluate_int(c.nest.tiles, dims)
+        pieces = random_pieces(tiles, np.random.default_rng(seed))
+        flat.update(run.run(physical, dims, pieces))
+    out = []
+    for v in p.outputs:
+        shape = [evaluate_int(d, dims) for d in types[v].shape]
+        out.append(logical(flat[v], shape, p.layouts.get(v)))
+    return out
