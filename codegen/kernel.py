@@ -8,11 +8,15 @@ from dataclasses import dataclass, field, replace
 from onnxjit.codegen.expr import (
     INDEX,
     ONE,
+    ZERO,
     Apply,
     Axis,
     Expr,
     Load,
     Reduce,
+    apply,
+    as_int,
+    fresh_axis,
     index,
     loads,
     map_loads,
@@ -153,6 +157,48 @@ def count_flops(e: Expr) -> Expr:
     return total
 
 
+def stored(buffer: str, axes: tuple[Axis, ...], value: Expr, where: tuple[Expr, ...]) -> Stage:
+    """A stage that stores to `where`; a mere permutation of the axes becomes their new order."""
+    plain = [i for i in where if isinstance(i, Axis)]
+    fixed = [i for i in where if not isinstance(i, Axis)]
+    loop_axes = {a for a in axes if a.extent is not ONE}
+    if len(set(plain)) == len(plain) and {*plain} >= loop_axes and all(i is ZERO for i in fixed):
+        order = tuple(i if isinstance(i, Axis) else fresh_axis(ONE) for i in where)
+        gone: dict[Expr, Expr] = {a: ZERO for a in axes if a not in order}
+        return Stage(buffer, order, substitute(value, gone))
+    return Stage(buffer, axes, value, where)
+
+
+def split_reader(s: Stage, read: Load) -> tuple[Stage, Load]:
+    """Splits axes that a read divides by a constant (`a // c`, `a % c`), so that the read becomes
+    plain; the stage then stores through an index map."""
+    value, where, axes = s.value, s.store, list(s.axes)
+    for _ in range(8):
+        divided = [
+            x
+            for i in read.index
+            for x in walk(i)
+            if isinstance(x, Apply)
+            and x.fn in ("floordiv", "mod")
+            and x.args[0] in axes
+            and as_int(x.args[1])
+            and apply("mod", x.args[0].extent, x.args[1]) is ZERO  # type: ignore[attr-defined]
+        ]
+        if not divided:
+            break
+        a, c = divided[0].args
+        assert isinstance(a, Axis)
+        outer, inner = fresh_axis(a.extent // c), fresh_axis(c)
+        table: dict[Expr, Expr] = {a: outer * c + inner}
+        k = axes.index(a)
+        axes[k : k + 1] = [outer, inner]
+        value, where = substitute(value, table), tuple(substitute(i, table) for i in where)
+        read = substitute(read, table)  # type: ignore[assignment]
+    if len(axes) == len(s.axes):
+        return s, read
+    return Stage(s.buffer, tuple(axes), value, where), read
+
+
 def inline(e: Expr, producer: Stage) -> Expr:
     """Replaces every load of the producer's buffer by the producer's value at that index."""
 
@@ -166,8 +212,6 @@ def inline(e: Expr, producer: Stage) -> Expr:
 
 def fresh_reductions(e: Expr) -> Expr:
     """A copy of `e` whose reduced axes are new, so that two copies do not capture each other's."""
-    from onnxjit.codegen.expr import fresh_axis
-
     found = [x for x in walk(e) if isinstance(x, Reduce)]
     if not found:
         return e

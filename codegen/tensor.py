@@ -39,6 +39,7 @@ from onnxjit.codegen.kernel import (
     inline,
     product,
     prune,
+    split_reader,
     used_inputs,
 )
 from onnxjit.codegen.scalar_functions import reduction_identity
@@ -543,15 +544,20 @@ def reduce_over(
     extents: Sequence[Expr | int],
     body: Callable[[Index, Index], Expr],
 ) -> Tensor:
-    """A stage: element `i` is `fn` over all `r < extents` of `body(i, r)`."""
-    probe = [fresh_axis(d, "r") for d in extents]
+    """A stage: element `i` is `fn` over all `r < extents` of `body(i, r)`.
+
+    Where every extent is 1 the result is the body itself, and no stage is made.
+    """
+    probe = tuple(index(0) if index(d) is ONE else fresh_axis(d, "r") for d in extents)
+    bound = tuple(r for r in probe if isinstance(r, Axis))
     dims = tuple(index(d) for d in shape)
+    dtype = body(tuple(fresh_axis(d) for d in dims), probe).dtype
+    if not bound:
+        return Tensor(dims, dtype, lambda idx: body(idx, probe))
 
     def at(idx: Index) -> Expr:
-        return Reduce(fn, tuple(probe), body(idx, tuple(probe)))
+        return Reduce(fn, bound, body(idx, probe))
 
-    axes = tuple(fresh_axis(d) for d in dims)
-    dtype = body(axes, tuple(probe)).dtype
     return materialize(Tensor(dims, dtype, at))
 
 
@@ -618,7 +624,7 @@ def merge_stages(stages: tuple[Stage, ...], outputs: Sequence[str]) -> tuple[Sta
             k += 1
             continue
         j, x = readers[0]
-        reader = work[j]
+        reader, x = split_reader(work[j], x)
         varying = [i for i in x.index if as_int(i) != 0]
         wanted = [a for a in reader.axes if a.extent is not ONE]
         bijective = len(set(varying)) == len(varying) and set(wanted) <= set(varying) <= {

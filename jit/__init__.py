@@ -23,6 +23,29 @@ if TYPE_CHECKING:
         OnnxJitError,
         UnsupportedOperators,
     )
+    from onnxjit.session import (
+        InferenceSession,
+        get_all_providers,
+        get_available_providers,
+        get_device,
+        get_version_string,
+        set_default_logger_severity,
+        set_default_logger_verbosity,
+    )
+    from onnxjit.session_options import (
+        RunOptions,
+        SessionOptions,
+    )
+    from onnxjit.session_types import (
+        ExecutionMode,
+        ExecutionOrder,
+        GraphOptimizationLevel,
+        ModelMetadata,
+        NodeArg,
+        OrtAllocatorType,
+        OrtMemType,
+        OrtValue,
+    )
 
 __version__ = "0.1.0"
 
@@ -35,18 +58,52 @@ _HOMES = {
     "UnsupportedOperators": "errors",
     "InputError": "errors",
     "DeviceError": "errors",
+    "InferenceSession": "session",
+    "get_all_providers": "session",
+    "get_available_providers": "session",
+    "get_device": "session",
+    "get_version_string": "session",
+    "set_default_logger_severity": "session",
+    "set_default_logger_verbosity": "session",
+    "RunOptions": "session_options",
+    "SessionOptions": "session_options",
+    "ExecutionMode": "session_types",
+    "ExecutionOrder": "session_types",
+    "GraphOptimizationLevel": "session_types",
+    "ModelMetadata": "session_types",
+    "NodeArg": "session_types",
+    "OrtAllocatorType": "session_types",
+    "OrtMemType": "session_types",
+    "OrtValue": "session_types",
 }
 
 __all__ = [
     "CompiledModel",
     "DeviceError",
+    "ExecutionMode",
+    "ExecutionOrder",
+    "GraphOptimizationLevel",
+    "InferenceSession",
     "InputError",
     "ModelError",
+    "ModelMetadata",
+    "NodeArg",
     "OnnxJitError",
+    "OrtAllocatorType",
+    "OrtMemType",
+    "OrtValue",
+    "RunOptions",
+    "SessionOptions",
     "TensorInfo",
     "UnsupportedOperators",
     "__version__",
     "compile",
+    "get_all_providers",
+    "get_available_providers",
+    "get_device",
+    "get_version_string",
+    "set_default_logger_severity",
+    "set_default_logger_verbosity",
 ]
 
 

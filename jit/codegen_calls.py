@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from onnxjit.codegen.build import Source, symbol_of
 from onnxjit.codegen.build import key as source_key
+from onnxjit.codegen.canonical import canonical
 from onnxjit.codegen.emit_cpu import emit, scratch_total
 from onnxjit.codegen.expr import Apply, Const, Dim, Expr, Poly, as_int, leaves, loads, substitute, walk
 from onnxjit.codegen.kernel import Kernel, Stage, TensorType, used_inputs
@@ -44,12 +46,15 @@ class Generated:
     scheduled: list[ScheduledCall | HostCall] = field(default_factory=list)
 
 
-def generate(p: Program, target: Target) -> Generated:
+def generate(
+    p: Program, target: Target, submit: Callable[[Source], object] | None = None
+) -> Generated:
     """Schedules and prints every kernel and builds the plan.
 
     `constants` of the result name, in plan order, values of the program or keys of `packings`.
+    `submit` is told of each distinct source as soon as it is there.
     """
-    return _Generator(p, target).run()
+    return _Generator(p, target, submit or (lambda source: None)).run()
 
 
 def single_stages(c: KernelCall) -> list[KernelCall]:
@@ -87,8 +92,8 @@ def wide(nest: LoopNest) -> bool:
 
 
 class _Generator:
-    def __init__(self, p: Program, target: Target) -> None:
-        self.p, self.target = p, target
+    def __init__(self, p: Program, target: Target, submit: Callable[[Source], object]) -> None:
+        self.p, self.target, self.submit = p, target, submit
         self.types: dict[str, TensorType] = dict(p.types)
         self.packings: dict[str, Packing] = {}
         self.pack_ids: dict[Packing, str] = {}
@@ -96,6 +101,7 @@ class _Generator:
         order = {d.name: f"d{k}" for k, d in enumerate(p.dims)}
         self.rename: dict[Expr, Expr] = {Dim(a): Dim(b) for a, b in order.items()}
         self.order = order
+        self.plans: dict[object, tuple[LoopNest, Source]] = {}
 
     def run(self) -> Generated:
         for c in self.p.calls:
@@ -106,10 +112,8 @@ class _Generator:
         return self.build_plan()
 
     def schedule(self, c: KernelCall) -> None:
-        constants = frozenset(self.p.constants)
-        request = Request(c.kernel, self.p.layouts, self.target, constants)
         try:
-            nest = schedule(request)
+            nest, source, names = self.planned(c.kernel)
         except NoSchedule as e:
             parts = single_stages(c)
             if len(parts) == 1:
@@ -119,10 +123,26 @@ class _Generator:
             for part in parts:
                 self.schedule(part)
             return
-        source = Source(emit(nest), nest.symbols, c.kernel.name, wide=wide(nest))
-        packed = {q.buffer: self.packed(q) for q in nest.packings}
-        buffers = tuple(packed.get(x.buffer, x.buffer) for x in nest.params)
+        packed = {
+            q.buffer: self.packed(replace(q, buffer=names[q.buffer])) for q in nest.packings
+        }
+        buffers = tuple(packed.get(x.buffer) or names[x.buffer] for x in nest.params)
         self.scheduled.append(ScheduledCall(c, nest, source, buffers))
+
+    def planned(self, kernel: Kernel) -> tuple[LoopNest, Source, dict[str, str]]:
+        """Nest and source of a kernel under standard names, and what those stand for. Kernels that
+        are equal but for names, as the layers of a network, are planned once."""
+        same = canonical(kernel)
+        names = same.buffers
+        layouts = {b: self.p.layouts[v] for b, v in names.items() if v in self.p.layouts}
+        constants = frozenset(b for b, v in names.items() if v in self.p.constants)
+        key = (same.key, tuple(layouts.items()), constants)
+        if key not in self.plans:
+            nest = schedule(Request(same.kernel, layouts, self.target, constants))
+            source = Source(emit(nest), nest.symbols, kernel.name, wide=wide(nest))
+            self.plans[key] = nest, source
+            self.submit(source)
+        return *self.plans[key], names
 
     def packed(self, q: Packing) -> str:
         if q not in self.pack_ids:

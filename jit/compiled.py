@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxjit.api import Request
     from onnxjit.kernels import Kernels
     from onnxjit.report import Profile
+    from onnxjit.runtime.profile import StepTime
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -86,6 +87,20 @@ class CompiledModel:
             return executable(*prepared)
         except AssumptionError as error:
             return self._specialise(prepared, error)(*prepared)
+        except RuntimeInputError as error:
+            raise InputError(str(error)) from None
+
+    def attempt(self, arrays: tuple[Any, ...]) -> list[np.ndarray] | None:
+        """`run` if the inputs are just like the last ones; else None, and nothing has run."""
+        return self._executable.attempt(arrays)
+
+    def timed(self, arrays: Sequence[Any]) -> tuple[list[np.ndarray], list[StepTime]]:
+        """`run` with a clock around every step: the outputs, and a row for each kernel step."""
+        executable, prepared = self._prepare(arrays)
+        try:
+            return executable.profile(prepared)
+        except AssumptionError as error:
+            return self._specialise(prepared, error).profile(prepared)
         except RuntimeInputError as error:
             raise InputError(str(error)) from None
 

@@ -86,7 +86,7 @@ def build_model(
         if shapes is not None:
             graph = with_shapes(graph, shapes)
         program = run_pipeline(graph, target, observe)
-        generated = generate(program, target)
+        generated = generate(program, target, builder.submit)
         generated.plan = with_names(generated.plan)
         distinct = {s.text: s for s in generated.sources}
         ordered = sorted(distinct.values(), key=lambda s: -len(s.text))
@@ -144,13 +144,14 @@ def artifact_of(
 ) -> Artifact:
     """The compiled model as plain data; `constants` as far as they are in `parts`."""
     plan = parts.generated.plan
+    overridable = [[v.name, v.dtype, graph.constants[v.name].shape] for v in graph.overridable]
     return Artifact(
         plan,
         tuple(parts.objects.values()),
         tuple(parts.constants),
         tuple(_info(v, plan, b, graph) for v, b in zip(graph.inputs, plan.inputs, strict=True)),
         tuple(_info(v, plan, b, graph) for v, b in zip(graph.outputs, plan.outputs, strict=True)),
-        graph.metadata,
+        {**graph.metadata, "overridable": overridable},
         kernels_text(parts.generated, target),
         target.code_key,
         None if shapes is None else tuple(map(tuple, shapes)),

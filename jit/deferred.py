@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxjit.errors import ModelError
 from onnxjit.runtime.inputs import AssumptionError
 from onnxjit.runtime.plan import HostStep, Plan
 
@@ -172,7 +173,10 @@ class Deferred:
         key = self._key(arrays, False)
         found = self._find(key)
         if found is None:
-            found = self._keep(key, self._compile(arrays, False))
+            try:
+                found = self._keep(key, self._compile(arrays, False))
+            except ModelError:  # not for free sizes
+                found = self._keep(key, "exact")
         if found != "exact":
             try:
                 return self._run(found, arrays)
@@ -234,7 +238,7 @@ class Deferred:
                 constants[name] = a
                 continue
             if not isinstance(a, np.ndarray):
-                inputs.append(Value(name, "opaque", None))
+                inputs.append(Value(name, container_type(a), None))
                 continue
             shape: list[Any] = []
             for axis, d in enumerate(a.shape):
@@ -256,6 +260,16 @@ class Deferred:
             settings.threads,
             host=host_functions(plan, settings=settings),
         )
+
+
+def container_type(value: Any) -> str:
+    """The type name of a value that is no array."""
+    if not isinstance(value, list):
+        return "optional(float32)" if value is None else "map()"
+    first = next((a for a in value if isinstance(a, np.ndarray)), None)
+    if first is None:
+        return "sequence(float32)"
+    return f"sequence({'string' if first.dtype == object else first.dtype.name})"
 
 
 class Interpreted:

@@ -14,6 +14,10 @@ class ModelError(OnnxJitError):
     """The model cannot be used: not a model, truncated, inconsistent, external data missing."""
 
 
+class NotAModelError(ModelError):
+    """The bytes are not an ONNX model."""
+
+
 class GraphError(OnnxJitError):
     """A graph breaks its own rules (see `Graph.verify`): a defect of onnxjit, not of the model."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import ModelError
+from .errors import ModelError, NotAModelError
 from .proto_fields import require_text
 from .tensors import decode_fields, decode_raw, dtype_name, raw_size, tensor_shape
 from .wire import Tickets, strip_tensors
@@ -190,13 +190,13 @@ def _parse(data: Any, label: str) -> tuple[ModelProto, Tickets]:
     from onnx import ModelProto
 
     if not len(data):
-        raise ModelError(f"{label} is not an ONNX model: it is empty")
+        raise NotAModelError(f"{label} is not an ONNX model: it is empty")
     small, tickets = strip_tensors(data)
     proto = ModelProto()
     try:
         proto.ParseFromString(bytes(small))
     except (DecodeError, ValueError, RuntimeError, MemoryError) as error:
-        raise ModelError(f"{label} is not an ONNX model: {error}") from error
+        raise NotAModelError(f"{label} is not an ONNX model: {error}") from error
     if not proto.HasField("graph"):
         raise ModelError(f"{label} is not an ONNX model: it has no graph")
     return proto, tickets

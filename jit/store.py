@@ -65,7 +65,7 @@ def _folders() -> list[Path]:
 
 def load(cache: Cache, key: str) -> Artifact | None:
     """The compiled model under a key; None if there is none, or a damaged one."""
-    found = cache.open_model(key, check_large=False)
+    found = cache.open_model(key)
     return None if found is None else _artifact(found)
 
 

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxjit.operators  # noqa: F401  (fills the operator table)
 import pytest
 from onnxjit.codegen import build_cuda
 from onnxjit.codegen.dialect_cuda import memory_dtype
+from onnxjit.codegen.dialect_table import DTYPES
 from onnxjit.codegen.emit_cuda import emit
 from onnxjit.codegen.evaluate import evaluate, evaluate_int
 from onnxjit.codegen.expr import Const, Dim, Expr, Load, Reduce, apply, cast, fresh_axis, index
@@ -28,9 +30,13 @@ from onnxjit.codegen.loops import LoopNest
 from onnxjit.codegen.scalar_functions import FUNCTIONS, numpy_dtype
 from onnxjit.codegen.schedule import NoSchedule, Request, schedule
 from onnxjit.codegen.tensor import NeedsValue, Trace, finish, placeholder
+from onnxjit.codegen.target import host
 from onnxjit.codegen_calls import single_stages
+from onnxjit.importer import import_model
 from onnxjit.operators import registry
 from onnxjit.operators.registry import Case, Operator
+from onnxjit.passes.fuse import fuse
+from onnxjit.passes.lower import lower
 from onnxjit.program import KernelCall
 from onnxjit.tensors import array_dtype_name
 
@@ -343,3 +349,499 @@ def make_checks() -> dict[str, Check]:
 
 
 CHECKS = make_checks()
+
+
+# --- operators' own cases ----------------------------------------------------------------------
+
+SIMULATED_WORK = 3000
+"""Most elements and operations of a case that is simulated."""
+
+STEP = 13
+"""Every STEP-th case of the operator table is simulated, every third of these compiled."""
+
+
+@cache
+def sample() -> dict[str, Check]:
+    """A fixed selection of the operators' cases, their sizes symbolic where the case allows it."""
+    cases = [
+        (row, k)
+        for row in registry.table()
+        for k, case in enumerate(row.cases)
+        if not row.host and not case.bench
+    ]
+    out = {}
+    for row, k in cases[::STEP]:
+        case = row.cases[k]
+        arrays = case.inputs()
+        made = case_check(row, case, arrays)
+        if all(t.dtype in DTYPES for t in made.kernel.types.values()):
+            out[f"{row.name}-{row.since}-{k}"] = made
+    return out
+
+
+def case_check(row: Operator, case: Case, arrays: Sequence[Any]) -> Check:
+    sizes = {d for a in arrays if a is not None for d in a.shape if d > 1 and d not in case.fixed}
+    symbolic = sorted(sizes) if case.symbolic else []
+    version = case.version or row.since
+    keywords = registry.keyword_arguments(row, case.attrs, case.outputs, version)
+    kernel = trace(row, arrays, keywords, symbolic)
+    feeds = {f"x{k}": a for k, a in enumerate(arrays) if a is not None}
+    return Check(kernel, feeds, {f"n{d}": d for d in symbolic})
+
+
+def is_tiny(check: Check) -> bool:
+    work = evaluate_int(check.kernel.flops(), check.dims)
+    return work + sum(b.size for b in check.buffers().values()) <= SIMULATED_WORK
+
+
+def models() -> dict[str, onnx.ModelProto]:
+    """Small graphs whose kernels the passes fuse."""
+    texts = {
+        "mlp": """
+            <ir_version: 8, opset_import: ["": 20]>
+            g (float[N, 9] x, float[9, 7] w, float[7] b) => (float[N, 7] y) {
+                m = MatMul (x, w)
+                a = Add (m, b)
+                y = Gelu (a)
+            }""",
+        "attention": """
+            <ir_version: 8, opset_import: ["": 20]>
+            g (float[B, S, 6] q, float[B, S, 6] k, float[B, S, 6] v) => (float[B, S, 6] y) {
+                t = Transpose <perm = [0, 2, 1]> (k)
+                s = MatMul (q, t)
+                p = Softmax (s)
+                y = MatMul (p, v)
+            }""",
+        "block": """
+            <ir_version: 8, opset_import: ["": 20]>
+            g (float[N, 3, 8, 6] x, float[5, 3, 3, 3] w, float[5] b, float[5] s) => (float[N, 10] y) {
+                c = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+                n = BatchNormalization (c, s, b, b, s)
+                r = Relu (n)
+                m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)
+                a = GlobalAveragePool (m)
+                e = GlobalMaxPool (m)
+                j = Concat <axis = 1> (a, e)
+                y = Flatten (j)
+            }""",
+    }
+    return {name: onnx.parser.parse_model(text) for name, text in texts.items()}
+
+
+def fused_checks(model: onnx.ModelProto, sizes: Mapping[str, int]) -> list[Check]:
+    """One check for every kernel of a model after fusion, with random inputs."""
+    program = fuse(lower(import_model(model)), host())
+    labels = {d.name: sizes[d.label] for d in program.dims}
+    out = []
+    for call in program.kernels():
+        feeds = {}
+        for b in call.inputs:
+            t = call.kernel.types[b]
+            shape = [evaluate_int(d, labels) for d in t.shape]
+            data = program.constants.get(b)
+            feeds[b] = real(*shape, low=0.1).astype(t.dtype) if data is None else data
+        out.append(Check(call.kernel, feeds, labels))
+    return out
+
+
+@cache
+def fused() -> dict[str, Check]:
+    sizes = {"N": 5, "B": 2, "S": 7}
+    return {
+        f"{name}-{k}": check
+        for name, model in models().items()
+        for k, check in enumerate(fused_checks(model, sizes))
+    }
+
+
+# --- simulator ---------------------------------------------------------------------------------
+
+
+def simulate(checks: Mapping[str, Check], folder: Path) -> dict[str, Any]:
+    """The buffers after every check's kernels ran in the simulator, or the text of an error."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    names = list(checks)
+
+    def part(k: int) -> dict[str, Any]:
+        mine = names[k::2]
+        jobs, results = folder / f"jobs{k}", folder / f"results{k}"
+        jobs.write_bytes(pickle.dumps([checks[n].job() for n in mine]))
+        command = [sys.executable, str(RUNNER), str(jobs), str(results)]
+        environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
+        subprocess.run(command, env=environment, check=True, timeout=600)
+        return dict(zip(mine, pickle.loads(results.read_bytes()), strict=True))
+
+    with ThreadPoolExecutor(2) as pool:
+        return {n: r for found in pool.map(part, range(2)) for n, r in found.items()}
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    if build_cuda.toolchain_problem():
+        pytest.skip(str(build_cuda.toolchain_problem()))
+    tiny = {n: c for n, c in sample().items() if is_tiny(c)}
+    return simulate({**CHECKS, **fused(), **tiny}, tmp_path_factory.mktemp("simulator"))
+
+
+def verify(check: Check, result: Any) -> None:
+    assert not isinstance(result, str), result
+    check.verify(result)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_simulated(name: str, simulated: dict[str, Any]) -> None:
+    verify(CHECKS[name], simulated[name])
+
+
+def test_simulated_fused_models(simulated: dict[str, Any]) -> None:
+    assert len(fused()) >= 6
+    for name, check in fused().items():
+        verify(check, simulated[name])
+
+
+def test_simulated_operator_cases(simulated: dict[str, Any]) -> None:
+    wrong = {}
+    names = [n for n in sample() if n in simulated]
+    assert len(names) > 60
+    for name in names:
+        try:
+            verify(sample()[name], simulated[name])
+        except AssertionError as e:
+            wrong[name] = str(e)[-500:]
+    assert not wrong, wrong
+
+
+def test_the_simulator_sees_wrong_indices(tmp_path: Path) -> None:
+    """A kernel that writes one element too far, and one that reads before its buffer."""
+    source = emit(CHECKS["add_large"].nests()[0][1])
+    buffers, calls = CHECKS["add_large"].job()
+    assert source.count("b2[ei]") == source.count("b0[ei]") == 1
+    for bad in (source.replace("b2[ei]", "b2[ei + 1]"), source.replace("b0[ei]", "b0[ei - 1]")):
+        (tmp_path / "jobs").write_bytes(pickle.dumps([(buffers, [(bad, *calls[0][1:])])]))
+        command = [sys.executable, str(RUNNER), str(tmp_path / "jobs"), str(tmp_path / "results")]
+        subprocess.run(command, env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, check=True)
+        (result,) = pickle.loads((tmp_path / "results").read_bytes())
+        assert "IndexError" in result
+
+
+# --- PTX and cubins ----------------------------------------------------------------------------
+
+
+def needs_toolchain() -> None:
+    problem = build_cuda.toolchain_problem()
+    if problem:
+        pytest.skip(problem)
+
+
+@cache
+def built(source: str) -> str:
+    """PTX of a source, also assembled for two architectures."""
+    ptx = build_cuda.compile_ptx(source, (8, 0))
+    for arch in ("sm_80", "sm_90"):
+        cubin = build_cuda.assemble(ptx, arch)
+        assert cubin[:4] == b"\x7fELF"
+    return ptx
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_builds(name: str) -> None:
+    needs_toolchain()
+    for _, nest in CHECKS[name].nests(threads=256):
+        ptx = built(emit(nest))
+        assert build_cuda.entry_name(ptx) in ptx
+        assert ".target sm_80" in ptx
+
+
+def test_operator_cases_and_fused_models_build() -> None:
+    needs_toolchain()
+    checks = [*list(sample().values())[::3], *fused().values()]
+    sources = {emit(nest) for c in checks for _, nest in c.nests(threads=256)}
+    assert len(sources) > 25
+    for source in sorted(sources):
+        built(source)
+
+
+def test_ptx_for_a_newer_architecture() -> None:
+    needs_toolchain()
+    (source,) = [emit(n) for _, n in CHECKS["softmax"].nests(threads=256)]
+    assert ".target sm_90" in build_cuda.compile_ptx(source, (9, 0))
+
+
+def test_unknown_name_is_an_error() -> None:
+    needs_toolchain()
+    with pytest.raises(Exception, match="nonsense"):
+        build_cuda.compile_ptx(
+            'BUFFERS = ("float32",)\nTHREADS = 32\ndef kernel(b0):\n    b0[0] = nonsense(b0[1])\n'
+        )
+
+
+# --- schedules and launches --------------------------------------------------------------------
+
+
+def rule_of(name: str) -> str:
+    return CHECKS[name].nests(threads=256)[-1][1].rule
+
+
+def test_rules() -> None:
+    assert rule_of("add") == "elements"
+    assert rule_of("concat") == "elements"
+    assert rule_of("sum_rows") == "reduction: one block an output"
+    assert rule_of("sum_columns") == "elements"
+    assert rule_of("max_pool") == "elements"
+    assert rule_of("softmax") == "rows: one block a row"
+    assert rule_of("softmax_inner") == "rows: one thread a row"
+    assert rule_of("matmul").startswith("contraction")
+    assert rule_of("conv").startswith("contraction")
+    assert rule_of("conv_depthwise") == "elements"
+
+
+def test_launch_sizes() -> None:
+    kernel = CHECKS["add_symbolic"]
+    ((_, nest),) = kernel.nests(threads=256)
+    at = {"n3": 30, "n5": 50, "n7": 70}
+    assert build_cuda.launch(nest, at) == build_cuda.Launch(-(-30 * 50 * 70 // 1024), 256)
+    assert build_cuda.launch(nest, {**at, "n5": 0}).blocks == 0
+    with pytest.raises(ValueError, match="48 threads"):
+        build_cuda.cuda_target(threads=48)
+
+
+def test_shared_memory_fits() -> None:
+    for check in [*CHECKS.values(), *fused().values()]:
+        for _, nest in check.nests(threads=256):
+            total = sum(
+                evaluate_int(x.count, {}) * np.dtype(memory_dtype(x.dtype)).itemsize
+                for x in nest.locals
+            )
+            assert total <= 48 << 10
+            assert nest.threads in (32, 64, 128, 256)
+
+
+def test_source_of_a_kernel() -> None:
+    (source,) = [emit(n) for _, n in CHECKS["add_symbolic"].nests(threads=256)]
+    assert source == ADD
+
+
+ADD = '''\
+"""Schedule: elements."""
+
+BUFFERS = ("float32", "float32", "float32",)
+THREADS = 256
+
+
+def kernel(b0, b1, b2, n0, n1, n2):
+    thread = int64(cuda.threadIdx.x)
+    for tile in range(int64(cuda.blockIdx.x), udiv_((n0*n1*n2 + 1023), 1024), int64(cuda.gridDim.x)):
+        for ei in range((thread + tile*1024), min_((tile*1024 + 1024), (n0*n1*n2)), 256):
+            i2 = umod_(ei, n2)
+            i1 = umod_(udiv_(ei, n2), n0)
+            i0 = udiv_(udiv_(ei, n2), n0)
+            b2[(n0*n2*i0 + n2*i1 + i2)] = (b0[(n2*i0 + i2)] + b1[i1])
+'''
+
+
+def test_device_problem() -> None:
+    """One clear sentence, or a device that the driver really has."""
+    problem = build_cuda.device_problem()
+    if problem is None:
+        import cupy
+
+        assert cupy.cuda.runtime.getDeviceCount() > 0
+    else:
+        assert problem.startswith('device="cuda" cannot be used: ')
+        assert problem.count(". ") == 0
+
+
+def test_asking_for_a_device_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from onnxjit.codegen import build_cuda; build_cuda.device_problem();"
+        "print([m for m in ('numba', 'cupy', 'onnx', 'llvmlite') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+# --- scalar operations -------------------------------------------------------------------------
+
+VALUES: dict[str, list[Any]] = {
+    "f": [0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.7, -7.2, 100.25, 1e-3, np.inf, -np.inf, np.nan],
+    "i": [0, 1, -1, 2, -3, 7, -100, 100],
+    "u": [0, 1, 2, 3, 7, 100, 200, 255],
+}
+UNARY = (
+    "neg", "abs", "sign", "sqrt", "rsqrt", "exp", "log", "erf", "sigmoid", "tanh", "sin", "cos",
+    "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "log1p", "expm1",
+    "floor", "ceil", "trunc", "round", "isnan", "isinf",
+)  # fmt: skip
+BINARY = (
+    "div", "floordiv", "mod", "fmod", "min", "max", "pow", "lt", "le", "eq", "ne",
+    "bit_and", "bit_or", "bit_xor", "shift_left", "shift_right",
+)  # fmt: skip
+SPELLED = {"min": "min_", "max": "max_", "mod": "mod_floor", "fmod": "mod_trunc"}
+INTEGER_UNARY = ("neg", "abs", "sign", "floor", "isnan")
+BITWISE = ("bit_and", "bit_or", "bit_xor", "shift_left", "shift_right")
+
+
+@cache
+def on_cpu() -> Callable[[str, Sequence[str]], Callable[..., Any]]:
+    """Compiles an operation of the CUDA dialect for this CPU: the emitters are target-neutral, and
+    libdevice's functions have the C library's names."""
+    import ctypes
+    import ctypes.util
+
+    from llvmlite import binding, ir
+    from numba.core import types
+    from onnxjit.codegen.dialect_convert import llvm_type
+    from onnxjit.codegen.dialect_cuda import _operations
+
+    operations = _operations()
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    module = ir.Module("operations")
+    made: dict[str, Any] = {}
+
+    def define(name: str, dtypes: Sequence[str]) -> Callable[..., Any]:
+        key = "_".join((name, *dtypes))
+        module = ir.Module(key)
+        args = [types.boolean if d == "bool" else getattr(types, d) for d in dtypes]
+        rule, emitter = operations[name]
+        sig = rule(*args)
+        assert sig is not None and list(sig.args) == args, (name, dtypes)
+        wide = [ir.IntType(8) if d == "bool" else llvm_type(a) for d, a in zip(dtypes, args, strict=True)]
+        is_bool = sig.return_type == types.boolean
+        result = ir.IntType(8) if is_bool else llvm_type(sig.return_type)
+        function = ir.Function(module, ir.FunctionType(result, wide), key)
+        builder = ir.IRBuilder(function.append_basic_block())
+        values = [
+            builder.trunc(v, ir.IntType(1)) if d == "bool" else v
+            for v, d in zip(function.args, dtypes, strict=True)
+        ]
+        value = emitter(None, builder, sig, values)
+        builder.ret(builder.zext(value, result) if is_bool else value)
+        parsed = binding.parse_assembly(str(module))
+        for f in parsed.functions:
+            if f.is_declaration and f.name.startswith("__nv_"):
+                address = ctypes.cast(getattr(libm, f.name[5:]), ctypes.c_void_p).value
+                binding.add_symbol(f.name, address)
+        machine = binding.Target.from_default_triple().create_target_machine(jit=True)
+        engine = binding.create_mcjit_compiler(parsed, machine)
+        engine.finalize_object()
+        out = "bool" if is_bool else str(sig.return_type)
+        kinds = [np.ctypeslib.as_ctypes_type(np.dtype(d)) for d in (out, *dtypes)]
+        call = ctypes.CFUNCTYPE(*kinds)(engine.get_function_address(key))
+        made[key] = (engine, call)
+        return lambda *values: np.dtype(out).type(call(*values))
+
+    del module
+    return define
+
+
+def pairs(dtype: str) -> list[tuple[Any, Any]]:
+    values = [np.dtype(dtype).type(v) for v in VALUES[np.dtype(dtype).kind]]
+    return [(a, b) for a in values for b in values]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "int64", "uint8", "uint32"])
+def test_scalar_operations(dtype: str) -> None:
+    """Every operation of the CUDA dialect means what the table of functions says."""
+    needs_toolchain()
+    kind = np.dtype(dtype).kind
+    define = on_cpu()
+    for name in UNARY if kind == "f" else INTEGER_UNARY:
+        run = define(SPELLED.get(name, name), [dtype])
+        for v in VALUES[kind]:
+            a = np.dtype(dtype).type(v)
+            agree(name, run(a), FUNCTIONS[name].evaluate(a), a)
+    for name in BINARY:
+        if kind == "f" and name in BITWISE:
+            continue
+        run = define(SPELLED.get(name, name), [dtype, dtype])
+        for a, b in pairs(dtype):
+            if kind != "f" and (
+                (name == "pow" and b < 0)
+                or (name.startswith("shift") and not 0 <= b < 8 * a.itemsize)
+            ):
+                continue
+            if kind == "f" and name == "pow" and a == -np.inf and b == 0.5:
+                continue  # +inf in C, NaN in some NumPy builds
+            agree(name, run(a, b), meaning(name, a, b), (a, b))
+
+
+def meaning(name: str, a: Any, b: Any) -> Any:
+    with np.errstate(all="ignore"):
+        if name == "floordiv" and np.asarray(a).dtype.kind == "f":
+            return np.floor(a / b)  # the quotient is rounded first, unlike NumPy's
+        return FUNCTIONS[name].evaluate(a, b)
+
+
+def agree(name: str, got: Any, want: Any, at: Any) -> None:
+    with np.errstate(all="ignore"):
+        tolerance = 2e-6 if np.asarray(want).dtype.kind == "f" else 0
+        np.testing.assert_allclose(got, want, rtol=tolerance, err_msg=f"{name}{at}")
+
+
+def test_scalar_conversions() -> None:
+    needs_toolchain()
+    define = on_cpu()
+    edges = [0.0, -0.0, 0.5, -0.7, 1.9, -1.9, 127.0, 128.0, -128.9, 255.0, 256.5, 3e9, -3e9, 1e19,
+             -1e19, 3e38, np.inf, -np.inf, np.nan]  # fmt: skip
+    for target in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"):
+        for source in ("float32", "float64"):
+            run = define(target, [source])
+            for v in edges:
+                a = np.dtype(source).type(v)
+                assert run(a) == FUNCTIONS["cast"].evaluate(a, target), (source, target, v)
+    for dtype in ("float16", "bfloat16"):
+        to, back = define(f"to_{dtype}", ["float32"]), define(f"from_{dtype}", ["uint16"])
+        rounded = define(f"round_{dtype}", ["float32"])
+        for v in (0.0, -0.0, 1.0, 1 / 3, 65504.0, 65519.0, 65520.0, 1e-7, 6e-8, 3.4e38, np.inf, -np.inf):
+            with np.errstate(all="ignore"):
+                want = np.float32(v).astype(numpy_dtype(dtype))
+            bits = int(want.view(np.uint16))
+            assert int(to(np.float32(v))) == bits
+            assert back(np.uint16(bits)) == want.astype(np.float32) == rounded(np.float32(v))
+        assert np.isnan(back(to(np.float32(np.nan))))
+
+
+# --- a real device -----------------------------------------------------------------------------
+
+GUARD = 64
+
+
+def run_on_device(check: Check) -> dict[str, np.ndarray]:
+    """Runs a check through CuPy, each buffer between guard bands that must stay as they were."""
+    import cupy
+
+    held, device = {}, {}
+    for b, data in check.buffers().items():
+        band = np.full(GUARD, 0x5A, np.uint8).view(data.dtype)
+        held[b] = cupy.asarray(np.concatenate([band, data, band]))
+        device[b] = held[b][band.size : band.size + data.size]
+    cc = tuple(int(c) for c in (cupy.cuda.Device().compute_capability[:-1], cupy.cuda.Device().compute_capability[-1]))  # fmt: skip
+    for _, nest in check.nests(threads=256):
+        sizes = build_cuda.launch(nest, dict(check.dims))
+        if sizes.blocks == 0:
+            continue
+        ptx = build_cuda.compile_ptx(emit(nest), min(cc, (9, 0)))
+        cubin = build_cuda.assemble(ptx, f"sm_{cc[0]}{cc[1]}")
+        module = cupy.cuda.function.Module()
+        module.load(cubin)
+        function = module.get_function(build_cuda.entry_name(ptx))
+        arguments = [device[p.buffer] for p in nest.params]
+        dims = [np.int64(check.dims[d]) for d in nest.dims]
+        function((sizes.blocks,), (sizes.threads,), (*arguments, *dims))
+    cupy.cuda.Device().synchronize()
+    for b, whole_buffer in held.items():
+        raw = cupy.asnumpy(whole_buffer).view(np.uint8)
+        assert (raw[:GUARD] == 0x5A).all() and (raw[-GUARD:] == 0x5A).all(), f"{b} was left"
+    return {b: cupy.asnumpy(d) for b, d in device.items()}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", CHECKS)
+def test_on_device(name: str) -> None:
+    problem = build_cuda.device_problem()
+    if problem:
+        pytest.skip(problem)
+    CHECKS[name].verify(run_on_device(CHECKS[name]))

@@ -117,8 +117,8 @@ def recognise(r: Request) -> Contraction:
         layouts[window.buffer] = (0, *range(2, rank), 1) if rank > 2 else tuple(range(rank))
     elif len(k.stages) != 1:
         raise Declined(f"{len(k.stages)} stages")
-    if final.index:
-        raise Declined("the stage stores through an index map")
+    if sum(s.buffer == final.buffer for s in k.stages) > 1:
+        raise Declined("several stages store the output")
     reds = final.reduces
     if len(reds) != 1 or reds[0].fn != "sum":
         raise Declined("not one sum")
@@ -146,7 +146,7 @@ def recognise(r: Request) -> Contraction:
     fixed = [v.buffer in r.constants for v in (p, q)]
     if window is not None:
         swap = q.buffer == window.buffer
-    elif len(final.axes) > 2 and fixed[0] != fixed[1]:
+    elif k.types[final.buffer].rank > 2 and fixed[0] != fixed[1]:
         swap = fixed[0]
     elif not any(a in in_q and a not in in_p for a in order):
         swap = True
@@ -170,8 +170,7 @@ def recognise(r: Request) -> Contraction:
         raise Declined("the padded operand is the column operand")
     if any(a not in in_x and a not in in_y for a in red.axes):
         raise Declined("a summed axis occurs in no operand")
-    n_unit = [a for a in n if coefficient(stage.offset, a) is ONE]
-    width = as_int((n_unit or list(n))[-1].extent)
+    width = as_int(column_axis(n, stage.offset).extent)
     if width is not None and width < 4 and window is None:
         raise Declined(f"only {width} columns")
     return Contraction(stage, red, x, y, batch, m, n, red.axes, window)
@@ -180,6 +179,16 @@ def recognise(r: Request) -> Contraction:
 def _stride(e: Expr, a: Axis) -> float:
     c = coefficient(e, a)
     return magnitude(c) if c is not None else 0.0
+
+
+def column_axis(n: Sequence[Axis], offset: Expr) -> Axis:
+    """The column axis that register tiles run along: contiguous in the output, or the longest."""
+
+    def key(a: Axis) -> tuple[bool, int]:
+        size = typical(a.extent)
+        return (coefficient(offset, a) is ONE and size >= 8, size)
+
+    return max(n, key=key)
 
 
 def contraction(r: Request) -> LoopNest:
@@ -205,7 +214,7 @@ class _Builder:
     def nest(self) -> LoopNest:
         c = self.c
         off = c.stage.offset
-        n_tile = max(c.n, key=lambda a: (coefficient(off, a) is ONE, -_stride(off, a)))
+        n_tile = column_axis(c.n, off)
         m_sorted = sorted(c.m, key=lambda a: _stride(off, a), reverse=True)
         m_tile = m_sorted[-1] if m_sorted else None
         row = m_sorted[-2] if len(m_sorted) > 1 else None

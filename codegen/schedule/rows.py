@@ -28,6 +28,7 @@ from onnxjit.codegen.kernel import Stage, product, rename_axes
 from onnxjit.codegen.loops import Assign, Local, LoopNest, Stmt, Store
 from onnxjit.codegen.schedule.axes import (
     by_stride,
+    drop_unit,
     flat_offset,
     flatten_loads,
     typical,
@@ -64,7 +65,7 @@ def rows(r: Request) -> LoopNest:
     for n, s in enumerate(named):
         inner = [a for a in s.axes if a not in shared and a.extent is not ONE]
         gone: dict[Expr, Expr] = {a: ZERO for a in s.axes if a.extent is ONE}
-        value = substitute(rename_axes(s.value, {}), {**gone})
+        value = substitute(drop_unit(s.value), gone)
         value = local_loads(value, temps, scalars, k, shared)
         value = flatten_loads_except(value, r, temps)
         reds = [x for x in walk(value) if isinstance(x, Reduce)]

@@ -30,5 +30,6 @@ from onnxjit.operators import (  # noqa: F401
     sequence,
     softmax,
     spectral,
+    text,
     trees,
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from onnxjit.codegen.expr import INDEX, Const, Expr, apply, as_int, cast
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.tensor import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from onnxjit.codegen.expr import Const, Expr, apply, cast
 from onnxjit.codegen.kernel import TensorType
 from onnxjit.codegen.scalar_functions import numpy_dtype

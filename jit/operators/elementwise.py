@@ -7,6 +7,7 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
+
 from onnxjit.codegen.expr import Expr, apply, cast
 from onnxjit.codegen.tensor import (
     NARROW,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from onnxjit.codegen.expr import Const, Expr, apply, as_int, cast, index
 from onnxjit.codegen.simplify import is_nonneg
 from onnxjit.codegen.tensor import DefinitionError, Tensor, current, same_dim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from onnxjit.codegen.kernel import TensorType
 from onnxjit.operators.registry import Case, operator
 from onnxjit.operators.samples import draw

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from onnxjit.codegen.expr import Const, Expr, apply, cast
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.tensor import DefinitionError, Tensor, elementwise, select

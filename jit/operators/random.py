@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from onnxjit.codegen.expr import Const, index
 from onnxjit.codegen.kernel import TensorType
 from onnxjit.codegen.scalar_functions import numpy_dtype

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
 from onnxjit.codegen import tensor as T
 from onnxjit.codegen.expr import (
     INDEX,

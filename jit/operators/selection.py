@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from onnxjit.codegen.expr import INDEX, Const, Expr
 from onnxjit.codegen.kernel import TensorType
 from onnxjit.codegen.tensor import DefinitionError, NeedsValue, Tensor

@@ -32,6 +32,11 @@ def _scalar(dtype: str) -> Any:
     return lambda *tensors, **attrs: [TensorType(dtype, ())]
 
 
+def kept(item: Any) -> Any:
+    """An item that outlives this step: an argument may be a view of memory that is reused."""
+    return item.copy() if isinstance(item, np.ndarray) else item
+
+
 def position(index: Any, length: int) -> int:
     """A position in a sequence of `length` items; negative ones count from the end."""
     k = int(np.asarray(index).reshape(()))
@@ -42,7 +47,7 @@ def position(index: Any, length: int) -> int:
 
 @operator("SequenceConstruct", since=11, host=True, infer=_opaque)
 def sequence_construct(*items: Any) -> list[Any]:
-    return list(items)
+    return [kept(item) for item in items]
 
 
 @operator("SequenceEmpty", since=11, host=True, infer=_opaque)
@@ -61,7 +66,7 @@ def sequence_insert(items: list[Any], item: Any, index: Any = None) -> list[Any]
     if not -len(items) <= k <= len(items):
         raise IndexError(f"position {k} is outside of a sequence of {len(items)}")
     k += len(items) if k < 0 else 0
-    return [*items[:k], item, *items[k:]]
+    return [*items[:k], kept(item), *items[k:]]
 
 
 @operator("SequenceErase", since=11, host=True, infer=_opaque)
@@ -95,19 +100,19 @@ def split_to_sequence(
         if int(sizes.sum()) != length or (sizes < 0).any():
             raise ValueError(f"cannot split {length} elements into {sizes.tolist()}")
         ends = np.cumsum(sizes)[:-1].tolist()
-    return [np.ascontiguousarray(p) for p in np.split(x, ends, axis)]
+    return [p.copy() for p in np.split(x, ends, axis)]
 
 
 @operator("Optional", since=15, host=True, infer=_opaque)
 def optional(value: Any = None, *, type: Any = None) -> Any:
-    return value
+    return kept(value)
 
 
 @operator("OptionalGetElement", since=15, host=True, infer=_opaque)
 def optional_get_element(value: Any) -> Any:
     if value is None:
         raise ValueError("an empty optional has no element")
-    return value
+    return kept(value)
 
 
 @operator("OptionalHasElement", since=15, host=True, infer=_scalar("bool"), cases=[

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from onnxjit.codegen.expr import (
     INDEX,
     ONE,
+    ZERO,
     Apply,
     Axis,
     Const,
@@ -29,9 +30,9 @@ from onnxjit.codegen.kernel import (
     Kernel,
     Stage,
     count_flops,
-    fresh_reductions,
     inline,
     product,
+    stored,
     used_inputs,
 )
 from onnxjit.codegen.schedule import Declined, Request
@@ -222,7 +223,9 @@ class _Fusion:
             maker = self.kernel(source)
             if len(maker.outputs) != 1 or not self.only_user(maker.outputs[0], k):
                 continue
-            if not any(s.reduces for s in maker.stages) or maker.stages[-1].index:
+            if not any(s.reduces for s in maker.stages):
+                continue
+            if sum(s.buffer == maker.outputs[0] for s in maker.stages) > 1:
                 continue
             new = with_epilogue(maker, kernel) or self.row_epilogue(maker, kernel)
             if new is None:
@@ -239,7 +242,7 @@ class _Fusion:
             return None
         final = maker.stages[-1]
         reader = kernel.stages[0]
-        if maker.outputs[0] not in {x.buffer for x in loads(reader.value)}:
+        if maker.outputs[0] not in {x.buffer for x in loads(reader.value)} or final.index:
             return None
         if not reader.axes or typical(maker.types[final.buffer].elements) < 2:
             return None
@@ -345,14 +348,18 @@ def with_epilogue(maker: Kernel, kernel: Kernel) -> Kernel | None:
         return None
     if not all(isinstance(i, Axis) for i in varying):
         return None
-    for a, i in zip(final.axes, read.index, strict=True):
-        size = i.extent if isinstance(i, Axis) else ONE
-        if a.extent is not size:
+    shape = maker.types[final.buffer].shape
+    for d, i in zip(shape, read.index, strict=True):
+        if d is not (i.extent if isinstance(i, Axis) else ONE):
             return None
-    table: dict[Expr, Expr] = dict(zip(final.axes, read.index, strict=True))
-    value = substitute(fresh_reductions(final.value), table)
-    put: Callable[[Load], Expr | None] = lambda x: value if x is read else None  # noqa: E731
-    merged = Stage(reader.buffer, reader.axes, map_loads(reader.value, put))
+    # The reader in terms of the maker's axes: its axis at position p is what the maker stores to p.
+    table: dict[Expr, Expr] = {a: ZERO for a in reader.axes if a.extent is ONE}
+    table.update({i: w for i, w in zip(read.index, final.store, strict=True) if isinstance(i, Axis)})
+    put: Callable[[Load], Expr | None] = lambda x: final.value if x is inner else None  # noqa: E731
+    inner = substitute(read, table)
+    value = map_loads(substitute(reader.value, table), put)
+    index = tuple(substitute(a, table) for a in reader.axes)
+    merged = stored(reader.buffer, final.axes, value, index)
     stages = (*maker.stages[:-1], merged)
     types = {**maker.types, **kernel.types}
     candidates = tuple(

@@ -97,19 +97,13 @@ def column_last(
     in_y = {a for i in y.index for a in axes_of(i)}
     x = reads.get(c.x.buffer)
     in_x = {a for i in x.index for a in axes_of(i)} if x is not None else set()
-    columns = [p for p, a in enumerate(final.axes) if a in in_y and a not in in_x]
-    if not columns:
-        columns = [p for p, a in enumerate(final.axes) if a in in_y and p == 1]
-    if not columns:
-        return None
-    column = columns[-1] if len(columns) == 1 else max(
-        columns, key=lambda p: typical(final.axes[p].extent)
-    )
-    # Axes that select a filter (groups) go next to the filters of the group.
-    rank = len(final.axes)
-    batch = [p for p, a in enumerate(final.axes) if a in in_y and p not in columns]
-    inner = [*batch, *(p for p in columns if p != column), column]
-    return (*(p for p in range(rank) if p not in inner), *inner)
+    # Output dims that only select a filter (channels and their groups) go last, filters innermost.
+    rows, channels = [], []
+    for p, e in enumerate(final.store):
+        axes = {a for a in axes_of(e) if a.extent is not ONE}
+        (channels if axes and axes <= in_y else rows).append(p)
+    channels.sort(key=lambda p: bool(axes_of(final.store[p]) - in_x))
+    return (*rows, *channels) if channels else None
 
 
 def inherited(k: Kernel, layouts: dict[str, Layout]) -> Layout | None:
@@ -128,6 +122,8 @@ def inherited(k: Kernel, layouts: dict[str, Layout]) -> Layout | None:
                 continue
             order = walked(x, s.axes, flat_offset(x.index, t, layouts.get(x.buffer)))
             size = typical(t.elements)
+            if order is None and t.rank == len(final.axes):
+                order = layouts.get(x.buffer)
             if order is not None and (best is None or size > best[0]):
                 best = (size, order)
     return best[1] if best is not None else None

@@ -81,6 +81,7 @@ class _Lowering:
         self.declared: set[tuple[Expr, Expr]] = set()
         self.unsupported: list[UnsupportedNode] = []
         self.late = LatePart()
+        self.declared_types: dict[str, str] = {}  # of opaque inputs
         self.count = 0
 
     def program(self) -> Program:
@@ -131,6 +132,7 @@ class _Lowering:
         vid = self.value(v.name)
         if not v.dtype or not v.dtype.isidentifier() or v.shape is None:
             self.types[vid] = OPAQUE
+            self.declared_types[vid] = v.dtype
             return
         shape: list[Expr] = []
         for axis, d in enumerate(v.shape):
@@ -208,8 +210,12 @@ class _Lowering:
         """A node with an input of which not even the rank is known."""
         if node.op == "Identity" and not node.domain:
             self.ids[node.outputs[0]] = self.ids[node.inputs[0]]
-        else:
-            self.defer(node)
+            return
+        for name in filter(None, node.inputs):
+            declared = self.declared_types.get(self.ids[name], "")
+            if declared and not declared.isidentifier():
+                raise DefinitionError(f"input {name!r} is no tensor but a {declared}")
+        self.defer(node)
 
     def needed_by(self, node: Node, e: NeedsValue) -> list[str]:
         """The inputs of `node` whose contents its definition lacks; [] when it has them all."""
@@ -270,9 +276,11 @@ class _Lowering:
         """Expands a node by the function body of its schema."""
         from onnxjit.importer_functions import inline_schema_function
 
-        if ready and self.opaque(node) and has_function(node) and node.op != "SequenceMap":
-            self.defer(node)
-            return
+        if ready and has_function(node):
+            opaque = [self.ids[n] for n in node.inputs if n and self.types[self.ids[n]] is OPAQUE]
+            if not all(self.declared_types.get(v) for v in opaque):
+                self.defer(node)  # some function bodies depend on the types of the inputs
+                return
         values = [self.graph_value(x) if x and x in self.ids else None for x in node.inputs]
         taken = {*self.ids, *self.late.names}
         body = inline_schema_function(node, values, taken=taken) if depth < 8 else None
@@ -286,7 +294,7 @@ class _Lowering:
     def graph_value(self, name: str) -> Value:
         t = self.types[self.ids[name]]
         if t is OPAQUE:
-            return Value(name, "", None)
+            return Value(name, self.declared_types.get(self.ids[name], ""), None)
         shape = tuple(s if (s := as_int(d)) is not None else DimExpr("symbol", (to_text(d),)) for d in t.shape)
         return Value(name, t.dtype, shape)
 

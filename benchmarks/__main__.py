@@ -1,0 +1,50 @@
+"""`python -m benchmarks WHAT`: runs one measurement, prints a table and writes results/WHAT.json.
+
+Run them alone on the machine, from the repository's root, with onnxjit[bench] installed. Each one
+checks the outputs before it times anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+from pathlib import Path
+
+WHAT = {
+    "agreement": "every model against onnxruntime, symbolic ones at three sizes",
+    "models": "speed of every model against onnxruntime (and openvino)",
+    "overhead": "cost of a call: a two-node model, a chain of 200 tiny nodes",
+    "startup": "process start to first output, cold and warm, and peak memory",
+    "shapes": "cost of a new shape beyond the run itself",
+    "microkernels": "GFLOP/s of every register tile that this machine can run",
+}
+
+
+def main() -> None:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="\n".join(f"{name:<14} {text}" for name, text in WHAT.items()),
+    )
+    parser.add_argument("what", choices=WHAT)
+    parser.add_argument(
+        "--models",
+        type=Path,
+        default=Path(os.environ.get("ONNXJIT_MODELS", "../shared/models")),
+        help="folder of models and models.json (default: $ONNXJIT_MODELS or ../shared/models)",
+    )
+    parser.add_argument("--only", action="append", help="only this model; may be repeated")
+    parser.add_argument("--threads", type=int, action="append", help="default: 1 and 2")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of runs per model or row")
+    parser.add_argument("--rounds", type=int, default=7, help="processes per row (startup)")
+    parser.add_argument("--openvino", action="store_true", help="time OpenVINO as well")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    arguments.threads = arguments.threads or [1, 2]
+    importlib.import_module(f"benchmarks.{arguments.what}").main(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Every model against onnxruntime: the largest difference over the largest value of each output.
+
+Symbolic models are compiled once and run at three sizes.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import numpy as np
+
+from benchmarks import zoo
+from benchmarks.record import write
+from onnxjit.bench import load_onnxjit, load_onnxruntime
+from onnxjit.compare import difference
+
+TOLERANCE = 1e-4
+
+
+def main(arguments: Namespace) -> None:
+    rows = []
+    for name in zoo.selected(arguments):
+        file = zoo.path(arguments.models, name)
+        assert file is not None
+        ours, theirs = load_onnxjit(file, 2), load_onnxruntime(file, 2)
+        for sizes in zoo.variants(name):
+            feeds = zoo.inputs(arguments.models, name, sizes)
+            pairs = zip(ours.bind(feeds)(), theirs.bind(feeds)(), strict=True)
+            error = max(distance(np.asarray(a), np.asarray(b)) for a, b in pairs)
+            rows.append({"model": name, "sizes": sizes, "difference": error})
+            mark = "" if error <= TOLERANCE else "  DIFFERS"
+            print(f"{name:<24} {error:9.2e} {sizes or ''}{mark}", flush=True)
+    wrong = [row for row in rows if not row["difference"] <= TOLERANCE]
+    print(f"{len(rows) - len(wrong)} of {len(rows)} agree")
+    write(arguments, {"tolerance": TOLERANCE, "rows": rows})
+    raise SystemExit(bool(wrong))
+
+
+def distance(got: np.ndarray, want: np.ndarray) -> float:
+    """`difference`, infinite for another shape or dtype."""
+    same = got.shape == want.shape and got.dtype == want.dtype
+    return difference(got, want) if same else float("inf")

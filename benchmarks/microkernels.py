@@ -1,0 +1,96 @@
+"""GFLOP/s of every register tile that this machine can run, on operands in the L1 and L2 caches.
+
+`share` is the fraction of the best tile of the same instruction set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from argparse import Namespace
+from collections.abc import Callable
+
+import numpy as np
+from llvmlite import binding
+
+from benchmarks.record import write
+from onnxjit.bench import take_turns
+from onnxjit.codegen import microkernels
+from onnxjit.codegen.microkernels import MicroKernel
+from onnxjit.codegen.target import host
+from onnxjit.runtime.threads import aligned
+
+DEPTH = 256  # k of the timed tile: a panel of 32 columns is 32 KiB
+CALLS = 200
+
+
+def main(arguments: Namespace) -> None:
+    target = host()
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine()
+    jit = binding.create_lljit_compiler(machine)
+    kept, rows = [], []
+    for isa in microkernels.ISAS.values():
+        kernels = [k for k in microkernels.rows(isa.name) if k.runs_on(target)]
+        speeds: dict[str, float] = {}
+        for kernel in kernels:
+            code = microkernels.object_code(kernel.symbol, target)
+            builder = binding.JITLibraryBuilder().add_object_img(code)
+            tracker = builder.export_symbol(kernel.symbol).link(jit, kernel.symbol)
+            kept.append(tracker)  # the code lives as long as its tracker
+            speeds[kernel.symbol] = speed(kernel, tracker[kernel.symbol], arguments.seconds / 20)
+        best = max(speeds.values(), default=1.0)
+        for kernel in kernels:
+            found = speeds[kernel.symbol]
+            row = {"symbol": kernel.symbol, "isa": isa.name, "gflops": found,
+                   "share": found / best, "estimate": kernel.throughput}  # fmt: skip
+            rows.append(row)
+            print(
+                f"{kernel.symbol:<28} {found:8.1f} GFLOP/s  {row['share']:5.2f} of the best, "
+                f"estimated {kernel.throughput:5.2f} of peak",
+                flush=True,
+            )
+    write(arguments, {"depth": DEPTH, "rows": rows})
+
+
+def speed(kernel: MicroKernel, address: int, seconds: float) -> float:
+    """GFLOP/s of one tile, after its result was compared with NumPy's."""
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    prototype = ctypes.CFUNCTYPE(
+        None, pointer, integer, pointer, integer, integer, pointer, pointer, integer
+    )
+    function = prototype(address)
+    rng = np.random.default_rng(0)
+    # An odd stride in cache lines: rows a multiple of 4 KiB apart would share a set of L1.
+    stride = DEPTH + 16
+    a, b, c = (
+        aligned(4 * n).view(np.float32)
+        for n in (kernel.mr * stride, DEPTH * kernel.nr, kernel.mr * kernel.nr)
+    )
+    a[:] = rng.standard_normal(a.size)
+    b[:] = rng.standard_normal(b.size)
+    segments = np.zeros(1, np.int64)
+    arguments = (
+        a.ctypes.data, stride, segments.ctypes.data, 1, DEPTH, b.ctypes.data, c.ctypes.data,
+        kernel.nr,
+    )  # fmt: skip
+    function(*arguments)
+    want = a.reshape(kernel.mr, stride)[:, :DEPTH] @ b.reshape(DEPTH, kernel.nr)
+    np.testing.assert_allclose(c.reshape(kernel.mr, kernel.nr), want, rtol=1e-3, atol=1e-3)
+
+    def loop() -> tuple[()]:
+        for _ in range(CALLS):
+            function(*arguments)
+        return ()
+
+    def idle() -> tuple[()]:
+        for _ in range(CALLS):
+            empty(*nothing)
+        return ()
+
+    # The same call on no segments: what ctypes and the loop cost.
+    empty, nothing = function, (*arguments[:3], 0, 0, *arguments[5:])
+    calls: dict[str, Callable[[], tuple[()]]] = {"tile": loop, "call": idle}
+    timings = take_turns(calls, seconds, burst=0.005, rounds=3)
+    taken = (timings["tile"].minimum - timings["call"].minimum) / CALLS
+    return 2 * kernel.mr * kernel.nr * DEPTH / taken * 1e-9

@@ -1,0 +1,101 @@
+"""Whole processes: from their start to the first output, and their peak resident set.
+
+Three kinds take turns: onnxjit with an empty cache, onnxjit with a full one, onnxruntime. Medians.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks import zoo
+from benchmarks.record import write
+
+MODELS = ("resnet50", "bert_base_dyn")
+MIB = 1 << 20
+
+
+def main(arguments: Namespace) -> None:
+    arguments.only = arguments.only or list(MODELS)
+    rows = []
+    for name in zoo.selected(arguments):
+        for threads in arguments.threads:
+            row = {"model": name, "threads": threads, **measure(arguments, name, threads)}
+            rows.append(row)
+            print(f"{name}, {threads} thread(s)")
+            for kind, facts in row["kinds"].items():
+                print(
+                    f"  {kind:<14} first output after {facts['seconds']:6.3f} s (least "
+                    f"{facts['least']:6.3f}), peak {facts['peak'] / MIB:7.1f} MiB, largest "
+                    f"child {facts['children'] / MIB:6.1f} MiB",
+                    flush=True,
+                )
+    write(arguments, {"rows": rows})
+
+
+def measure(arguments: Namespace, name: str, threads: int) -> dict[str, Any]:
+    """Medians over rounds of the three kinds of process."""
+    model = zoo.path(arguments.models, name)
+    assert model is not None
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = str(Path(folder) / "inputs.npz")
+        np.savez(inputs, **zoo.inputs(arguments.models, name))
+        found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": [], "onnxruntime": []}
+        kinds = list(found)
+        full = Path(folder) / "full"
+        first_output("onnxjit", model, inputs, threads, full)
+        # A note of a file's key is believed once it is older than the resolution of time stamps.
+        time.sleep(2.5)
+        first_output("onnxjit", model, inputs, threads, full)
+        first_output("onnxruntime", model, inputs, threads, full)
+        for number in range(arguments.rounds):
+            for position in range(len(kinds)):
+                kind = kinds[(position + number) % len(kinds)]
+                if kind == "cold" and number >= 3:
+                    continue  # seconds each, and they vary little
+                cache = Path(folder) / f"cold{number}" if kind == "cold" else full
+                engine = "onnxruntime" if kind == "onnxruntime" else "onnxjit"
+                found[kind].append(first_output(engine, model, inputs, threads, cache))
+    sums = [row["checksum"] for rows in found.values() for row in rows]
+    if not np.allclose(sums, sums[0], rtol=1e-3):
+        raise SystemExit(f"{name}: the outputs differ: {sums}")
+    return {
+        "kinds": {
+            kind: {
+                "seconds": median(row["seconds"] for row in rows),
+                "least": min(row["seconds"] for row in rows),
+                "peak": median(row["peak"] for row in rows),
+                "children": median(row["children"] for row in rows),
+                "processes": len(rows),
+            }
+            for kind, rows in found.items()
+        }
+    }
+
+
+def first_output(
+    engine: str, model: str, inputs: str, threads: int, cache: Path
+) -> Mapping[str, float]:
+    """One process: seconds from its start to its answer, and what it answers."""
+    environment = {**os.environ, "ONNXJIT_CACHE": str(cache), "ORT_DISABLE_TELEMETRY": "1"}
+    child = str(Path(__file__).with_name("child.py"))
+    command = [sys.executable, child, engine, model, inputs, str(threads)]
+    begin = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        seconds = time.perf_counter() - begin
+    if process.returncode:
+        raise SystemExit(f"{engine} failed on {model}")
+    return {"seconds": seconds, **json.loads(line)}

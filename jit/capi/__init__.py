@@ -1,0 +1,1 @@
+"""Modules under the names that programs written for onnxruntime import."""
