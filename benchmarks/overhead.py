@@ -41,9 +41,9 @@ def chain(nodes: int) -> ModelProto:
 def main(arguments: Namespace) -> None:
     rows = []
     for nodes in (2, 200):
-        row = {"nodes": nodes, "microseconds": measure(chain(nodes), arguments.seconds)}
-        rows.append(row)
-        cells = "  ".join(f"{name} {t:7.2f} us" for name, t in row["microseconds"].items())
+        times = measure(chain(nodes), arguments.seconds)
+        rows.append({"nodes": nodes, "microseconds": times})
+        cells = "  ".join(f"{name} {t:7.2f} us" for name, t in times.items())
         print(f"{nodes:>3} nodes: {cells}", flush=True)
     write(arguments, {"rows": rows})
 

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -86,7 +85,7 @@ def measure(arguments: Namespace, name: str, threads: int) -> dict[str, Any]:
 
 def first_output(
     engine: str, model: str, inputs: str, threads: int, cache: Path
-) -> Mapping[str, float]:
+) -> dict[str, float]:
     """One process: seconds from its start to its answer, and what it answers."""
     environment = {**os.environ, "ONNXJIT_CACHE": str(cache), "ORT_DISABLE_TELEMETRY": "1"}
     child = str(Path(__file__).with_name("child.py"))

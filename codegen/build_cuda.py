@@ -19,6 +19,8 @@ from onnxjit.codegen.target import Target
 THREADS = 256
 """Threads of a block, unless a schedule wants fewer."""
 
+_EXTRA = "(install the extra cuda12 or cuda13)"
+
 LARGEST_GRID = 2**31 - 1
 
 
@@ -59,7 +61,7 @@ def compile_ptx(source: str, cc: tuple[int, int] = (8, 0)) -> str:
     exec(compile(source, "<kernel>", "exec"), scope)
     kernel, buffers = scope["kernel"], scope["BUFFERS"]
     sizes = kernel.__code__.co_argcount - len(buffers)
-    pointers = [types.CPointer(getattr(types, memory_dtype(d))) for d in buffers]
+    pointers = [types.CPointer(getattr(types, memory_dtype(d))) for d in buffers]  # type: ignore[attr-defined]
     sig = types.void(*pointers, *[types.int64] * sizes)
     ptx, _ = cuda.compile_ptx(kernel, sig, cc=cc, device=False)
     return str(ptx)
@@ -81,12 +83,19 @@ def assemble(ptx: str, arch: str) -> bytes:
     return bytes(linker.link("cubin").code)
 
 
+def build(source: str, archs: tuple[str, ...]) -> tuple[str, dict[str, bytes]]:
+    """PTX of a source for the oldest of `archs` ("sm_80" ...), and a cubin for each of them."""
+    oldest = min(int(a.removeprefix("sm_")) for a in archs)
+    ptx = compile_ptx(source, divmod(oldest, 10))
+    return ptx, {a: assemble(ptx, a) for a in archs}
+
+
 def toolchain_problem() -> str | None:
     """Why kernels cannot be compiled for CUDA here, as one sentence, or None."""
     if importlib.util.find_spec("numba_cuda") is None:
-        return "CUDA kernels cannot be compiled: numba-cuda is not installed (extra cuda12 or cuda13)."
+        return f"CUDA kernels cannot be compiled: numba-cuda is not installed {_EXTRA}."
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
-        return "CUDA kernels cannot be assembled: cuda-core is not installed (extra cuda12 or cuda13)."
+        return f"CUDA kernels cannot be assembled: cuda-core is not installed {_EXTRA}."
     return None
 
 
@@ -103,10 +112,7 @@ def device_problem() -> str | None:
         return 'device="cuda" cannot be used: the NVIDIA driver finds no CUDA device.'
     for module, package in (("cupy", "cupy-cuda12x or cupy-cuda13x"), ("numba_cuda", "numba-cuda")):
         if importlib.util.find_spec(module) is None:
-            return (
-                f'device="cuda" cannot be used: {package} is not installed '
-                "(install the extra cuda12 or cuda13)."
-            )
+            return f'device="cuda" cannot be used: {package} is not installed {_EXTRA}.'
     return None
 
 
@@ -133,6 +139,6 @@ def _device_count() -> int | str:
 
 
 __all__ = [
-    "Launch", "assemble", "compile_ptx", "cuda_target", "device_problem", "entry_name", "launch",
-    "toolchain_problem",
+    "Launch", "assemble", "build", "compile_ptx", "cuda_target", "device_problem", "entry_name",
+    "launch", "toolchain_problem",
 ]  # fmt: skip

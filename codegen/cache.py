@@ -6,6 +6,7 @@ Layout below the root, which only its user may write:
     tiles/<key>.o                  machine code of a micro-kernel
     models/<key>/manifest.json     digests of the files beside it: plan, packed constants, ...
     index/<digest>.json            stat data of a model file -> its content key
+    seed                           a secret that keys of models depend on
 
 Every entry appears with one rename, so readers never see half of one, and several processes may
 write the same key. Every load checks a digest: a damaged entry is removed and reported as absent,
@@ -16,6 +17,7 @@ other users. Neither Numba nor onnx is imported: this is the warm path.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -34,8 +36,10 @@ from onnxjit.codegen.private_files import (
     private_folder,
     replace,
     sealed,
+    temporary_name,
     touch,
     unsealed,
+    write_private,
 )
 
 __all__ = [
@@ -161,6 +165,18 @@ class Cache:
         now = time.time_ns()
         entry = {"path": os.path.abspath(path), "key": key, "stamps": rows, "written_ns": now}
         replace(self._index(path, extra), json.dumps(entry).encode())
+
+    @functools.cached_property
+    def seed(self) -> int:
+        """A secret number of this cache, made once: see `fingerprint.bulk_key`."""
+        path = self.root / "seed"
+        if not path.exists():
+            temporary = self.root / temporary_name()
+            write_private(temporary, os.urandom(8))
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                os.link(temporary, path)
+            temporary.unlink()
+        return int.from_bytes(path.read_bytes()[:8], "little")
 
     def entries(self) -> list[Entry]:
         """Everything stored, least recently used first."""

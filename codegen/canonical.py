@@ -1,4 +1,4 @@
-"""A kernel under standard names: equal kernels of a model become the same one and are planned once."""
+"""A kernel under standard names, so that kernels that are equal but for names become the same."""
 
 from __future__ import annotations
 
@@ -70,5 +70,3 @@ def canonical(kernel: Kernel) -> Canonical:
         types,
     )
     return Canonical(made, {n: b for b, n in names.items()})
-
-

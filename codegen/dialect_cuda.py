@@ -106,7 +106,7 @@ def _operations() -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
     )
 
     def cast_rule(target: types.Type) -> Callable[..., Any]:
-        return lambda x: signature(target, types.unliteral(x)) if is_scalar(x) else None
+        return lambda x: signature(target, types.unliteral(x)) if is_scalar(x) else None  # type: ignore[attr-defined]
 
     def cast(target: types.Type) -> Callable[..., Any]:
         return lambda context, builder, sig, args: _convert(builder, args[0], sig.args[0], target)
@@ -268,25 +268,24 @@ def _emit_modulo(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     x, y = args
     zero = _number(x, 0.0)
     r = _call(builder, "fmod", x, y)
-    differ = builder.xor(
-        builder.fcmp_ordered("<", r, zero), builder.fcmp_ordered("<", y, zero)
-    )
+    differ = builder.xor(builder.fcmp_ordered("<", r, zero), builder.fcmp_ordered("<", y, zero))
     wrong = builder.and_(builder.fcmp_unordered("!=", r, zero), differ)
     shifted = builder.select(wrong, builder.fadd(r, y), r)
     signed_zero = _call(builder, "copysign", zero, y)
     return builder.select(builder.fcmp_ordered("==", r, zero), signed_zero, shifted)
 
 
-def _convert(builder: Any, value: Any, source: Any, target: Any) -> Any:
+def _convert(builder: Any, value: Any, source: Any, goal: Any) -> Any:
     """The dialect's cast; NVVM has no saturating conversion, so float to integer selects."""
     from llvmlite import ir
     from numba.core import types
 
     from onnxjit.codegen.dialect_convert import convert, llvm_type
 
-    source = types.unliteral(source)
-    if not (isinstance(source, types.Float) and isinstance(target, types.Integer)):
-        return convert(builder, value, source, target)
+    source = types.unliteral(source)  # type: ignore[attr-defined]
+    if not (isinstance(source, types.Float) and isinstance(goal, types.Integer)):
+        return convert(builder, value, source, goal)
+    target: Any = goal
     bits = target.bitwidth
     low = -(2 ** (bits - 1)) if target.signed else 0
     high = 2 ** (bits - 1) if target.signed else 2**bits

@@ -104,7 +104,7 @@ class _Evaluator:
                 np.clip(self._go(i, axes, memo), 0, n - 1)
                 for i, n in zip(e.index, data.shape, strict=True)
             )
-            return data[where].astype(numpy_dtype(e.dtype))
+            return np.asarray(data[where]).astype(numpy_dtype(e.dtype))
         if isinstance(e, Apply):
             args = [self._go(a, axes, memo) for a in e.args]
             if e.fn == "cast":

@@ -208,7 +208,7 @@ def _floordiv(args: tuple[Expr, ...], dtype: str) -> Expr | None:
     if parts is None:
         return None
     quotient, rest = parts
-    if _in_range(rest, b):
+    if rest is ZERO or _in_range(rest, b):
         return quotient
     inner = _divide_rest(rest, b)
     if quotient is ZERO:

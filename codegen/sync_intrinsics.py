@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
+
 from onnxjit.codegen import word_compiler
 from onnxjit.codegen.fingerprint import content_key
 from onnxjit.codegen.target import Target, host, target_machine
@@ -21,8 +23,8 @@ from onnxjit.codegen.word_compiler import I64, Operation, compile_words
 _I32, _VOID = ir.IntType(32), ir.VoidType()
 _PTR = ir.PointerType()
 
-Builder = ir.IRBuilder
-Value = ir.Value
+Builder: TypeAlias = ir.IRBuilder
+Value: TypeAlias = ir.Value
 
 
 def _at(builder: Builder, address: Value, element: ir.Type = I64) -> Value:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         set_default_logger_severity,
         set_default_logger_verbosity,
     )
+    from onnxjit.session_binding import IOBinding
     from onnxjit.session_options import (
         RunOptions,
         SessionOptions,
@@ -75,6 +76,7 @@ _HOMES = {
     "OrtAllocatorType": "session_types",
     "OrtMemType": "session_types",
     "OrtValue": "session_types",
+    "IOBinding": "session_binding",
 }
 
 __all__ = [
@@ -83,6 +85,7 @@ __all__ = [
     "ExecutionMode",
     "ExecutionOrder",
     "GraphOptimizationLevel",
+    "IOBinding",
     "InferenceSession",
     "InputError",
     "ModelError",

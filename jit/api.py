@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxjit.codegen.cache import Cache
-from onnxjit.codegen.fingerprint import Stamp, content_key, stamp
+from onnxjit.codegen.fingerprint import Stamp, bulk_key, stamp
 from onnxjit.codegen.target import host
 from onnxjit.compiled import CompiledModel
 from onnxjit.devices import resolve
@@ -95,11 +95,11 @@ class Request:
         return made
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self.origin, dict(self.overrides), self.content, self.stamps
+        return self.origin, dict(self.overrides), self.stamps
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.__init__(state[0], state[1], None)  # type: ignore[misc]  # caches stay at home
-        self.content, self.stamps = state[2:]
+        self.stamps = state[2]
 
     def artifact(self, shapes: Shapes | None = None) -> Artifact:
         """The compiled model, from the cache if it is there."""
@@ -115,7 +115,9 @@ class Request:
         assert self.cache is not None
         if self.origin.path is not None:
             return self.cache.known_key(self.origin.path)
-        return self.content or (self.origin.own_key() if self.origin.folder is None else None)
+        if self.content is not None or self.origin.folder is not None:
+            return self.content
+        return self.origin.own_key(self.cache.seed)
 
     def _load(self, content: str | None, shapes: Shapes | None) -> Artifact | None:
         if self.cache is None or content is None:
@@ -135,8 +137,7 @@ class Request:
             raise ModelError(f"{self.origin.path!r} has changed since it was compiled")
         with Builder(host(), self.jobs, self.cache) as builder:
             builder.start()
-            hashed = self.cache is not None or self.content is not None
-            digest = _Digest(self.origin) if hashed else None
+            digest = _Digest(self.origin, self.cache.seed) if self.cache is not None else None
             source = self.origin.read()
             content = None
             if digest is not None:
@@ -154,7 +155,8 @@ class Request:
             stamps += stamp(files)
             content = digest.result()
             if content is not None and files:
-                content = content_key([content.encode(), *map(Path, files)])
+                assert self.cache is not None
+                content = bulk_key([content.encode(), *map(Path, files)], self.cache.seed)
         except OSError as error:
             raise ModelError(f"the model's files cannot be read: {error}") from error
         if self.content is not None and content != self.content:
@@ -210,8 +212,8 @@ def _sparing(arrays: Iterator[np.ndarray], source: ModelSource) -> Iterator[np.n
 class _Digest:
     """The content key of a model, computed beside the rest."""
 
-    def __init__(self, origin: Origin) -> None:
-        self._origin = origin
+    def __init__(self, origin: Origin, seed: int) -> None:
+        self._origin, self._seed = origin, seed
         self._answer: str | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="onnxjit-digest", daemon=True)
@@ -219,7 +221,7 @@ class _Digest:
 
     def _run(self) -> None:
         try:
-            self._answer = self._origin.own_key()
+            self._answer = self._origin.own_key(self._seed)
         except BaseException as error:
             self._error = error
 

@@ -166,8 +166,6 @@ def _random(rng: np.random.Generator, dtype: str, shape: Sequence[int]) -> np.nd
         return np.full(shape, "a", dtype=object)
     if dtype in ("bool",) or dtype.startswith(("int", "uint")):
         return rng.integers(0, 2, shape).astype(dtype)
-    if dtype in ("float32", "float64"):
-        return rng.standard_normal(shape, dtype=dtype)
     from onnxjit.runtime.plan import dtype_of
 
-    return rng.standard_normal(shape, dtype="float32").astype(dtype_of(dtype))
+    return rng.standard_normal(shape).astype(dtype_of(dtype))

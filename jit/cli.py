@@ -303,7 +303,7 @@ def bench(
     }
     timings = take_turns(calls, seconds)
     profile = compiled.profile(*[feeds[v.name] for v in compiled.inputs])
-    data = {
+    data: dict[str, Any] = {
         "threads": threads,
         "engines": [
             {"engine": name, "version": engine_version(name), "minimum": t.minimum,

@@ -95,7 +95,7 @@ class CompiledModel:
         return self._executable.attempt(arrays)
 
     def timed(self, arrays: Sequence[Any]) -> tuple[list[np.ndarray], list[StepTime]]:
-        """`run` with a clock around every step: the outputs, and a row for each kernel step."""
+        """`run` with a clock around every step: the outputs, and a row for each step."""
         executable, prepared = self._prepare(arrays)
         try:
             return executable.profile(prepared)
@@ -106,8 +106,9 @@ class CompiledModel:
 
     def ordered(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> Sequence[Any]:
         """Arguments by position and by name (or in one mapping) in the order of `inputs`."""
-        if len(arrays) == 1 and isinstance(arrays[0], Mapping):
-            arrays, named = (), {**arrays[0], **named}
+        first = arrays[0] if len(arrays) == 1 else None
+        if isinstance(first, Mapping):
+            arrays, named = (), {**first, **named}
         if not named:
             if len(arrays) != len(self.inputs):
                 raise InputError(
@@ -230,9 +231,7 @@ class CompiledModel:
 
     def __repr__(self) -> str:
         def spell(infos: Sequence[TensorInfo]) -> str:
-            return ", ".join(
-                f"{i.name}: {i.dtype}[{', '.join(map(str, i.shape))}]" for i in infos
-            )
+            return ", ".join(f"{i.name}: {i.dtype}[{', '.join(map(str, i.shape))}]" for i in infos)
 
         return f"<CompiledModel ({spell(self.inputs)}) -> ({spell(self.outputs)})>"
 

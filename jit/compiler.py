@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnxjit.artifact import Artifact, TensorInfo
-from onnxjit.codegen.build import Builder, Source
+from onnxjit.codegen.build import Builder
 from onnxjit.codegen.build import key as source_key
 from onnxjit.codegen.cache import Cache
 from onnxjit.codegen.packing import arranged, pack
@@ -96,7 +96,7 @@ def build_model(
         if constants is None:
             packed = list(packed_constants(program, generated))
         else:
-            constants(packed_constants(program, generated))
+            constants(packed_constants(program, generated, passing=True))
         objects: dict[str, bytes] = {"executor": executor_object(target, cache)}
         for n, k in enumerate(keys):
             objects[k] = builder.result(k)
@@ -106,15 +106,30 @@ def build_model(
     return graph, Artifacts(program, generated, objects, packed)
 
 
-def packed_constants(program: Program, generated: Generated) -> Iterator[np.ndarray]:
-    """The plan's constants in order, each packed when its turn comes, C-contiguous."""
+def packed_constants(
+    program: Program, generated: Generated, passing: bool = False
+) -> Iterator[np.ndarray]:
+    """The plan's constants in order, each packed when its turn comes; contiguous and aligned.
+
+    With `passing`, an array is only valid until the next one is asked for: packing into the same
+    memory saves the system from making new pages for each.
+    """
+    memory = np.empty(0, np.uint8)
     for v in generated.constants:
         q = generated.packings.get(v)
         if q is None:
-            yield arranged(program.constants[v], program.layouts.get(v))
-        else:
-            source, order = program.constants[q.buffer], program.layouts.get(q.buffer)
-            yield pack(source if order is None else arranged(source, order), q)
+            data = program.constants[v]
+            yield np.require(data, requirements=["C", "A"])
+            continue
+        source = program.constants[q.buffer]
+        flat = source.reshape(-1) if source.flags.c_contiguous else np.ravel(source)
+        nbytes = q.elements * flat.itemsize
+        if not passing:
+            yield pack(flat, q)
+            continue
+        if memory.nbytes < nbytes:
+            memory = np.empty(nbytes, np.uint8)
+        yield pack(flat, q, memory[:nbytes].view(flat.dtype))
 
 
 def with_shapes(graph: Graph, shapes: Shapes) -> Graph:

@@ -137,7 +137,11 @@ class _Scan(_Control):
         ]
         rows: list[list[np.ndarray]] = [[] for _ in range(made)]
         for n in range(moved[0].shape[0]):
-            results = self.body("body", [*state, *(np.ascontiguousarray(m[n]).reshape(m.shape[1:]) for m in moved)], scope)
+            results = self.body(
+                "body",
+                [*state, *(np.ascontiguousarray(m[n]).reshape(m.shape[1:]) for m in moved)],
+                scope,
+            )
             state = results[: len(state)]
             for row, value in zip(rows, results[len(state) :], strict=True):
                 row.append(value)

@@ -157,7 +157,11 @@ class Deferred:
     """
 
     def __init__(
-        self, graph: Graph, settings: Settings, values: Iterable[str] = (), fixed: Iterable[str] = ()
+        self,
+        graph: Graph,
+        settings: Settings,
+        values: Iterable[str] = (),
+        fixed: Iterable[str] = (),
     ) -> None:
         self.graph = graph
         self._settings = settings
@@ -187,11 +191,7 @@ class Deferred:
         return self._run(found, arrays)
 
     def _run(self, executable: Any, arrays: Sequence[Any]) -> Sequence[Any]:
-        call = [
-            a
-            for n, a in zip(self._names, arrays, strict=True)
-            if not self._constant(n, a)
-        ]
+        call = [a for n, a in zip(self._names, arrays, strict=True) if not self._constant(n, a)]
         return executable(*call)
 
     def _find(self, key: tuple[Any, ...]) -> Any:
@@ -309,10 +309,10 @@ def interpret(node: Node, arrays: Sequence[np.ndarray | None]) -> list[np.ndarra
             given[f"a{k}"] = a
             dtype = "string" if a.dtype == object else a.dtype.name
             t = TensorType(dtype, tuple(index(d) for d in a.shape))
-            args.append(placeholder(f"a{k}", t, a))
+            args.append(placeholder(f"a{k}", t, a if a.dtype != object else None))
         keywords = keyword_arguments(op, node.attrs, len(outputs), node.version)
         result = op.define(*args, **keywords)
         results = list(result) if isinstance(result, tuple | list) else [result]
-        made = [(f"r{k}", t) for k, (n, t) in enumerate(zip(outputs, results)) if n]
+        made = [(f"r{k}", t) for k, (n, t) in enumerate(zip(outputs, results, strict=False)) if n]
         kernel = finish("interpreted", trace, made, list(given))
     return evaluate(kernel, given)

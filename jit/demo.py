@@ -134,7 +134,7 @@ def _reference(path: str, feeds: dict[str, np.ndarray], own: np.ndarray) -> Resu
     evaluator = ReferenceEvaluator(path)
     ready = time.perf_counter() - begin
     begin = time.perf_counter()
-    want = evaluator.run(None, feeds)[0]
+    want = np.asarray(next(iter(evaluator.run(None, feeds))))
     taken = time.perf_counter() - begin
     version = engine_version("onnx") or ""
     return Result("onnx reference", version, ready, Timing(taken, taken, 1), difference(own, want))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxjit.codegen.fingerprint import Stamp, content_key, stamp
+from onnxjit.codegen.fingerprint import Stamp, bulk_key, stamp
 from onnxjit.errors import ModelError
 
 if TYPE_CHECKING:
@@ -51,15 +51,15 @@ class Origin:
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.path!r} cannot be read: {error}") from error
 
-    def own_key(self) -> str | None:
-        """A key of the model's content without external data; None for a model of over 2 GiB that
-        is not a file."""
+    def own_key(self, seed: int) -> str | None:
+        """A key of the model's content without external data, see `bulk_key`; None for a model of
+        over 2 GiB that is not a file."""
         if self.path is not None:
-            return content_key(Path(self.path))
+            return bulk_key([Path(self.path)], seed)
         if isinstance(self._data, bytes):
-            return content_key(self._data)
+            return bulk_key([self._data], seed)
         try:
-            return content_key(self._data.SerializeToString(deterministic=True))
+            return bulk_key([self._data.SerializeToString(deterministic=True)], seed)
         except Exception:  # protobuf's limit has another exception in each of its versions
             return None
 

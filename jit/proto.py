@@ -29,8 +29,9 @@ _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 class ModelSource:
     """A parsed ModelProto and the means to read its tensors.
 
-    Arrays come back read-only, C-contiguous and aligned. They view the model file or the external
-    data file where alignment allows, so a file must not change while its graph is in use.
+    Arrays come back read-only and C-contiguous, and aligned if they are below `tensors.LARGE`. They
+    view the model file or the external data file where they can, so a file must not change while
+    its graph is in use.
     """
 
     def __init__(self, proto: ModelProto, tickets: Tickets, label: str, folders: tuple[Path, ...]):

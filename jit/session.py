@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxjit import session_errors
 from onnxjit.errors import InputError, ModelError, NotAModelError, UnsupportedOperators
 from onnxjit.session_errors import (
     Fail,
@@ -19,7 +20,6 @@ from onnxjit.session_errors import (
     InvalidGraph,
     InvalidProtobuf,
     NoSuchFile,
-    NotImplemented,
     RuntimeException,
 )
 from onnxjit.session_options import RunOptions, SessionOptions
@@ -36,6 +36,7 @@ from onnxjit.session_types import (
 if TYPE_CHECKING:
     from onnxjit.artifact import TensorInfo
     from onnxjit.compiled import CompiledModel
+    from onnxjit.session_binding import IOBinding
 
 __all__ = [
     "InferenceSession", "get_all_providers", "get_available_providers", "get_device",
@@ -173,6 +174,18 @@ class InferenceSession:
 
         threading.Thread(target=work, name="onnxjit-async", daemon=True).start()
 
+    def io_binding(self) -> IOBinding:
+        """A binding of inputs and outputs to memory, for `run_with_iobinding`."""
+        from onnxjit.session_binding import IOBinding
+
+        return IOBinding(self)
+
+    def run_with_iobinding(
+        self, iobinding: IOBinding, run_options: RunOptions | None = None
+    ) -> None:
+        """Runs on bound inputs, into bound outputs."""
+        iobinding.run(run_options)
+
     # --- the long way -------------------------------------------------------------------------
 
     def _run(
@@ -218,9 +231,7 @@ class InferenceSession:
             if n not in names and not info.dtype.startswith("optional")
         ]
         if missing:
-            raise ValueError(
-                f"Required inputs ({missing}) are missing from input feed ({names})."
-            )
+            raise ValueError(f"Required inputs ({missing}) are missing from input feed ({names}).")
 
     def _wanted(self, names: Any) -> list[str] | None:
         if not names:
@@ -398,7 +409,7 @@ def load(source: str | bytes | os.PathLike[str], options: SessionOptions) -> Com
             f"{n.reason}"
             for n in error.nodes
         )
-        raise NotImplemented("\n".join(lines)) from error
+        raise session_errors.NotImplemented("\n".join(lines)) from error
     except ModelError as error:
         if path is not None:
             raise InvalidGraph(f"Load model from {path} failed:{error}") from error
@@ -435,9 +446,7 @@ def read_proto(source: str | bytes | os.PathLike[str], external: bool) -> Any:
         raise NotAModelError(str(error)) from error
 
 
-def without_initializers(
-    source: str | bytes | os.PathLike[str], names: frozenset[str]
-) -> bytes:
+def without_initializers(source: str | bytes | os.PathLike[str], names: frozenset[str]) -> bytes:
     """The model in which the initializers called `names` are inputs only."""
     model = read_proto(source, external=True)
     kept = [t for t in model.graph.initializer if t.name not in names]
@@ -475,9 +484,7 @@ def overridable_info(row: Sequence[Any]) -> NodeArg:
     return NodeArg(name, type_text(dtype), list(shape))
 
 
-def normalized_providers(
-    providers: Any, provider_options: Any
-) -> dict[str, dict[str, str]]:
+def normalized_providers(providers: Any, provider_options: Any) -> dict[str, dict[str, str]]:
     """Providers with their options, in order. ValueError for arguments of another form; names that
     are not available are warned about and kept, repeated ones are warned about and dropped."""
     available = get_available_providers()

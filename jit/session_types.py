@@ -18,7 +18,7 @@ __all__ = [
 
 
 class ExecutionMode(IntEnum):
-    """Whether independent nodes may run at the same time. Kernels are parallel inside either way."""
+    """Whether independent nodes may run at the same time. Kernels use all threads either way."""
 
     ORT_SEQUENTIAL = 0
     ORT_PARALLEL = 1
@@ -161,7 +161,8 @@ class OrtValue:
     def data_type(self) -> str:
         """Text such as "tensor(float)"."""
         if isinstance(self._value, list):
-            return f"seq({OrtValue(self._value[0]).data_type() if self._value else 'tensor(float)'})"
+            first = OrtValue(self._value[0]).data_type() if self._value else "tensor(float)"
+            return f"seq({first})"
         return type_text(array_dtype_text(self.numpy()))
 
     def element_type(self) -> int:

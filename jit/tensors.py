@@ -96,6 +96,10 @@ def tensor_shape(dims: Iterable[int], name: str) -> tuple[int, ...]:
     return shape
 
 
+LARGE = 1 << 20
+"""Bytes from which an array may be an unaligned view of the file it is in."""
+
+
 def raw_size(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes that a tensor takes in `raw_data`."""
     count = math.prod(shape)
@@ -105,7 +109,10 @@ def raw_size(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def decode_raw(data: np.ndarray, dtype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """The tensor whose little-endian bytes are the uint8 vector `data`; a view if it is aligned."""
+    """The tensor whose little-endian bytes are the uint8 vector `data`.
+
+    A view if it is aligned, or `LARGE`: large tensors are copied only once, when they are packed.
+    """
     if data.size != raw_size(dtype, shape):
         raise ModelError(
             f"tensor {name!r} of type {dtype}{list(shape)} takes {raw_size(dtype, shape)} bytes, "
@@ -150,7 +157,7 @@ def _from_bytes(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndar
         # A bool array may hold no other byte than 0 and 1.
         return (data != 0).reshape(shape)
     array = data.view(target).reshape(shape)
-    if array.flags.aligned:
+    if array.flags.aligned or array.nbytes >= LARGE:
         return array
     aligned = np.empty(shape, target)
     aligned.reshape(-1).view(np.uint8)[:] = data  # as bytes: NumPy copies those at full speed

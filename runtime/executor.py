@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from onnxjit.runtime.binding import Binding, Context, Slot
 from onnxjit.runtime.executor_source import SYMBOLS
 from onnxjit.runtime.inputs import RELATIONS, AssumptionError, InputError, InputReader
 from onnxjit.runtime.plan import HostStep, Plan, PlanError, dtype_of
-from onnxjit.runtime.profile import Record, StepTime, step_times
+from onnxjit.runtime.profile import Record, StepTime, host_record, step_times
 from onnxjit.runtime.stages import stages_of
 from onnxjit.runtime.threads import MAX_THREADS, available_threads, pool
 
@@ -96,7 +97,7 @@ class Executable:
         return self(*inputs)
 
     def profile(self, inputs: Sequence[Any]) -> tuple[list[Any], list[StepTime]]:
-        """Run once with a clock around every native step; the outputs and a row per step."""
+        """Run once with a clock around every step; the outputs and a row per step."""
         records: list[Record] = []
         outputs = self._run(tuple(inputs), records)
         return outputs, step_times(records)
@@ -324,7 +325,10 @@ class _Run:
         """Run a host step; the values of the sizes that its results define."""
         owner = self._owner
         values = [None if b < 0 else self._view(b) for b in step.inputs]
+        start = time.monotonic_ns()
         results = owner._host[step.function](values, step.attributes)
+        if self._records is not None:
+            self._records.append(host_record(step.name, step.function, start, time.monotonic_ns()))
         if len(results) != len(step.outputs):
             raise PlanError(
                 f"host function {step.function!r} returned {len(results)} results, "

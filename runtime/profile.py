@@ -34,7 +34,7 @@ class StepTime:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a stage's native steps left behind.
+    """What some steps of a stage left behind.
 
     Labels and costs per step, and the raw clock values.
     """
@@ -46,6 +46,13 @@ class Record:
     tiles: np.ndarray
     chunks: np.ndarray
     times: np.ndarray  # int64 ns: (start, end) per step, then busy per thread and step
+
+
+def host_record(name: str, function: str, start: int, end: int) -> Record:
+    """The record of one host step, from clock values in ns; what it computes is not known."""
+    nothing, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+    times = np.array([start, end, end - start], np.int64)
+    return Record([name], [function], nothing, nothing, one, one, times)
 
 
 def step_times(records: Sequence[Record]) -> list[StepTime]:

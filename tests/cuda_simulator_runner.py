@@ -1,10 +1,11 @@
-"""Runs CUDA kernel sources in Numba's simulator, which a process must choose before it imports Numba.
+"""Runs CUDA kernel sources in Numba's simulator, which is chosen before Numba is imported.
 
-    NUMBA_ENABLE_CUDASIM=1 python cuda_simulator_runner.py JOBS RESULTS
+    NUMBA_ENABLE_CUDASIM=1 python cuda_simulator_runner.py
 
-JOBS is a pickle of a list of (buffers, calls): `buffers` maps names to flat arrays in the kernels'
-memory dtypes; a call is (source, buffer names, sizes, blocks). RESULTS becomes a pickle of a list
-of the buffers after the calls, or of the text of what a kernel raised.
+Reads pickled jobs from standard input until it ends, and answers each with a pickle on standard
+output. A job is (buffers, calls): `buffers` maps names to flat arrays in the kernels' memory
+dtypes; a call is (source, buffer names, sizes, blocks). The answer is the buffers after the calls,
+or the text of what a kernel raised.
 
 Stricter than the hardware: an index outside of a buffer raises, shared memory starts as garbage.
 """
@@ -16,7 +17,6 @@ import sys
 import threading
 import traceback
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ def shared_array(lock: Any) -> Any:
 
 def run(job: Job) -> dict[str, np.ndarray]:
     from numba import cuda
+
     from onnxjit.codegen.dialect_cuda import simulator_namespace
 
     buffers, calls = job
@@ -72,21 +73,27 @@ def run(job: Job) -> dict[str, np.ndarray]:
     return buffers
 
 
-def main(jobs: str, results: str) -> None:
+def main() -> None:
     from numba import cuda
+    from numba.cuda.simulator.kernel import FakeCUDAKernel
     from numba.cuda.simulator.kernelapi import FakeCUDAShared
 
-    assert cuda.__name__.endswith("simulator") or hasattr(cuda, "simulator"), "not the simulator"
-    FakeCUDAShared.array = shared_array(threading.Lock())
+    assert isinstance(cuda.jit(run), FakeCUDAKernel), "NUMBA_ENABLE_CUDASIM=1 is not set"
+    FakeCUDAShared.array = shared_array(threading.Lock())  # type: ignore[method-assign]
     warnings.simplefilter("ignore")
-    out: list[Any] = []
-    for job in pickle.loads(Path(jobs).read_bytes()):
+    answers, sys.stdout = sys.stdout.buffer, sys.stderr
+    while True:
         try:
-            out.append(run(job))
+            job = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            answer: Any = run(job)
         except Exception:
-            out.append(traceback.format_exc(limit=-3))
-    Path(results).write_bytes(pickle.dumps(out))
+            answer = traceback.format_exc(limit=-3)
+        pickle.dump(answer, answers)
+        answers.flush()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

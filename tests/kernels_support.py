@@ -1,6 +1,6 @@
 """Runs compiled kernels in a hostile setting: guard bands, NaN scratch memory, tiles out of order.
 
-`Lab` compiles kernels in this process, each distinct source once. `run_kernel` runs one scheduled
+`Lab` compiles kernels in this process, each distinct source once. `check_kernel` runs one scheduled
 kernel, `run_program` every kernel of a lowered model, one after the other, so that a store outside
 a buffer, a read of memory that nothing wrote, or a tile that depends on another one shows up.
 """
@@ -8,6 +8,7 @@ a buffer, a read of memory that nothing wrote, or a tile that depends on another
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
 from onnxjit.codegen.build import Builder, Source, symbol_of
 from onnxjit.codegen.emit_cpu import emit, scratch_total
 from onnxjit.codegen.evaluate import evaluate, evaluate_int
@@ -27,11 +29,12 @@ from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.schedule import Request, schedule
 from onnxjit.codegen.target import Target, host
 from onnxjit.codegen.tensor import Tensor, Trace, finish, placeholder
-from onnxjit.codegen_calls import Generated, ScheduledCall, generate
-from onnxjit.compiler import packed_constants
+from onnxjit.codegen_calls import Generated, ScheduledCall, generate, wide
+from onnxjit.compiler import build_model, packed_constants, with_shapes
 from onnxjit.importer import import_model
 from onnxjit.passes import run_pipeline
 from onnxjit.program import Program
+from onnxjit.runtime.executor import Executable
 from onnxjit.runtime.link import Library, link
 
 GUARD = 96
@@ -92,10 +95,6 @@ class Guarded:
         assert (after == 0xA5).all(), f"{what}: a store after its last element"
 
 
-def scratch_memory(nbytes: int) -> Guarded:
-    return Guarded(nbytes, np.dtype(np.uint8), shift=0)
-
-
 # --- one kernel --------------------------------------------------------------------------------
 
 
@@ -124,9 +123,10 @@ class Compiled:
             flat = arranged(data, self.layouts.get(p.buffer)).reshape(-1)
             physical[p.buffer] = pack(flat, packings[p.buffer]) if p.buffer in packings else flat
         tiles = evaluate_int(self.nest.tiles, dims)
-        whole = self.run(physical, dims, [(0, tiles)])
+        types = self.kernel.types
+        whole = execute(self.nest, self.entry, physical, types, dims, [(0, tiles)])
         pieces = random_pieces(tiles, np.random.default_rng(seed))
-        again = self.run(physical, dims, pieces)
+        again = execute(self.nest, self.entry, physical, types, dims, pieces)
         for b, a in whole.items():
             np.testing.assert_array_equal(again[b], a, err_msg="the order of tiles matters")
         out = []
@@ -135,47 +135,50 @@ class Compiled:
             out.append(logical(whole[b], shape, self.layouts.get(b)))
         return out
 
-    def run(
-        self,
-        physical: Mapping[str, np.ndarray],
-        dims: Mapping[str, int],
-        pieces: Sequence[tuple[int, int]],
-    ) -> dict[str, np.ndarray]:
-        buffers: dict[str, Guarded] = {}
-        for p in self.nest.params:
-            dtype = numpy_dtype(p.dtype)
-            if p.written:
-                t = self.kernel.types[p.buffer]
-                g = Guarded(evaluate_int(t.elements, dims), dtype)
-            else:
-                g = Guarded(physical[p.buffer].size, dtype)
-                g.array[:] = physical[p.buffer]
-            buffers[p.buffer] = g
-        pointers = (ctypes.c_void_p * max(1, len(buffers)))(
-            *(buffers[p.buffer].address for p in self.nest.params)
-        )
-        values = [dims[d] for d in self.nest.dims]
-        ints = (ctypes.c_int64 * max(1, len(values)))(*values)
-        nbytes = evaluate_int(scratch_total(self.nest), dims)
-        for begin, end in pieces:
-            scratch = scratch_memory(nbytes)
-            self.entry(pointers, ints, scratch.address, begin, end)
-            scratch.check("scratch")
-        for p in self.nest.params:
-            g = buffers[p.buffer]
-            g.check(p.buffer)
-            if not p.written:
-                same = g.array.view(np.uint8) == np.ascontiguousarray(physical[p.buffer]).view(
-                    np.uint8
-                )
-                assert same.all(), f"the kernel wrote to its input {p.buffer}"
-        return {p.buffer: buffers[p.buffer].array.copy() for p in self.nest.params if p.written}
+def execute(
+    nest: LoopNest,
+    entry: Entry,
+    physical: Mapping[str, np.ndarray],
+    types: Mapping[str, TensorType],
+    dims: Mapping[str, int],
+    pieces: Sequence[tuple[int, int]],
+) -> dict[str, np.ndarray]:
+    """Runs ranges of tiles on fresh guarded buffers; `types` are those of the outputs.
+
+    Inputs and outputs are in physical axis order; scratch memory is new for every piece.
+    """
+    buffers: dict[str, Guarded] = {}
+    for p in nest.params:
+        dtype = numpy_dtype(p.dtype)
+        if p.written:
+            g = Guarded(evaluate_int(types[p.buffer].elements, dims), dtype)
+        else:
+            g = Guarded(physical[p.buffer].size, dtype)
+            g.array[:] = physical[p.buffer]
+        buffers[p.buffer] = g
+    pointers = (ctypes.c_void_p * max(1, len(buffers)))(
+        *(buffers[p.buffer].address for p in nest.params)
+    )
+    values = [dims[d] for d in nest.dims]
+    ints = (ctypes.c_int64 * max(1, len(values)))(*values)
+    nbytes = evaluate_int(scratch_total(nest), dims)
+    for begin, end in pieces:
+        scratch = Guarded(nbytes, np.dtype(np.uint8), shift=0)
+        entry(pointers, ints, scratch.address, begin, end)
+        scratch.check("scratch")
+    for p in nest.params:
+        g = buffers[p.buffer]
+        g.check(p.buffer)
+        if not p.written:
+            given = np.ascontiguousarray(physical[p.buffer]).view(np.uint8)
+            assert (g.array.view(np.uint8) == given).all(), f"a store to the input {p.buffer}"
+    return {p.buffer: buffers[p.buffer].array.copy() for p in nest.params if p.written}
 
 
 def random_pieces(tiles: int, rng: np.random.Generator) -> list[tuple[int, int]]:
     """[0, tiles) cut at random and shuffled: tiles must not depend on each other."""
     cuts = sorted({0, tiles, *rng.integers(0, tiles + 1, 5).tolist()})
-    pieces = [(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    pieces = list(itertools.pairwise(cuts))
     rng.shuffle(pieces)
     return pieces
 
@@ -197,7 +200,7 @@ def compile_kernel(
     constants = constants or {}
     request = Request(kernel, layouts or {}, lab().target, frozenset(constants))
     nest = rule(request)
-    source = Source(emit(nest), nest.symbols, kernel.name)
+    source = Source(emit(nest), nest.symbols, kernel.name, wide=wide(nest))
     return Compiled(kernel, nest, source, layouts or {}, constants, lab().entry(source))
 
 
@@ -339,8 +342,11 @@ class Lowered:
         return [c.nest.rule for c in self.generated.scheduled if isinstance(c, ScheduledCall)]
 
 
-def lower_model(m: onnx.ModelProto) -> Lowered:
+def lower_model(m: onnx.ModelProto, shapes: Sequence[Sequence[int]] | None = None) -> Lowered:
+    """The model after all passes, in general or for inputs of exactly these shapes."""
     graph = import_model(m.SerializeToString())
+    if shapes is not None:
+        graph = with_shapes(graph, shapes)
     program = run_pipeline(graph, lab().target)
     generated = generate(program, lab().target)
     packed = dict(zip(generated.constants, packed_constants(program, generated), strict=True))
@@ -371,19 +377,28 @@ def run_program(low: Lowered, feeds: Mapping[str, np.ndarray], seed: int = 0) ->
     for c in low.generated.scheduled:
         assert isinstance(c, ScheduledCall), "host steps are not for this test"
         types.update(c.call.kernel.types)
-        run = Compiled(
-            c.call.kernel, c.nest, c.source, p.layouts, {}, lab().entry(c.source)
-        )
-        physical = {
-            x.buffer: flat[b]
-            for x, b in zip(c.nest.params, c.buffers, strict=True)
-            if not x.written
-        }
+        pairs = list(zip(c.nest.params, c.buffers, strict=True))
+        physical = {x.buffer: flat[b] for x, b in pairs if not x.written}
+        written = {x.buffer: types[b] for x, b in pairs if x.written}
         tiles = evaluate_int(c.nest.tiles, dims)
         pieces = random_pieces(tiles, np.random.default_rng(seed))
-        flat.update(run.run(physical, dims, pieces))
+        made = execute(c.nest, lab().entry(c.source), physical, written, dims, pieces)
+        flat.update({b: made[x.buffer] for x, b in pairs if x.written})
     out = []
     for v in p.outputs:
         shape = [evaluate_int(d, dims) for d in types[v].shape]
         out.append(logical(flat[v], shape, p.layouts.get(v)))
     return out
+
+
+def run_model(
+    m: onnx.ModelProto,
+    shapes: Sequence[Sequence[int]] | None = None,
+    threads: int = 2,
+) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
+    """The model as a function of named arrays, compiled and run by the executor."""
+    graph, parts = build_model(m.SerializeToString(), shapes=shapes, builder=lab().builder)
+    library = link(list(parts.objects.values()))
+    run = Executable(parts.generated.plan, library, parts.constants, threads)
+    names = [v.name for v in graph.inputs]
+    return lambda feeds: run(*(feeds[n] for n in names))

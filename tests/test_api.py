@@ -9,11 +9,12 @@ import threading
 
 import numpy as np
 import onnx
-import onnxjit
 import pytest
 from api_models import affine, affine_result, broadcasting, integers, two_outputs
 from onnx import external_data_helper
 from small_models import info, model_of, run, weight
+
+import onnxjit
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_overrides(build):
     np.testing.assert_allclose(made(batch()), affine_result(batch()), rtol=1e-4)
     with pytest.raises(onnxjit.InputError, match=r"'x'.*axis 0 must be 4"):
         made(batch(5))
-    with pytest.raises(onnxjit.ModelError, match="'q'.*'n'"):
+    with pytest.raises(onnxjit.ModelError, match=r"'q'.*'n'"):
         build(affine(), overrides={"q": 4})
 
 

@@ -1,11 +1,12 @@
 """What the public interface says when it is used wrongly: one clear sentence, naming the input."""
 
 import numpy as np
-import onnxjit
 import pytest
 from api_models import NODE, affine, integers, two_outputs
-from onnxjit.devices import cuda_devices
 from small_models import info, model_of
+
+import onnxjit
+from onnxjit.devices import cuda_devices
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_thread_counts(build):
 
 
 def test_names_of_the_model_reach_no_source(build):
-    nasty = "__import__('os').abort()\n\"\"\"x"
+    nasty = '__import__(\'os\').abort()\n"""x'
     proto = model_of(
         [NODE("Relu", [nasty], [f"{nasty}2"], name=nasty), NODE("Exp", [f"{nasty}2"], ["y"])],
         [info(nasty, (nasty, 3))],

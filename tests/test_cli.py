@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,15 @@ def test_bench(path: str) -> None:
 
 def test_take_turns_rotates_the_order() -> None:
     order: list[str] = []
-    calls = {name: (lambda name=name: order.append(name) or ()) for name in "abc"}
-    timings = take_turns(calls, seconds=0, burst=0, rounds=3)
+
+    def call_of(name: str) -> Callable[[], tuple[()]]:
+        def call() -> tuple[()]:
+            order.append(name)
+            return ()
+
+        return call
+
+    timings = take_turns({name: call_of(name) for name in "abc"}, seconds=0, burst=0, rounds=3)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab"
     assert all(t.runs == 3 and 0 <= t.minimum <= t.median for t in timings.values())
 

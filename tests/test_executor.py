@@ -474,7 +474,7 @@ def test_host_step_that_defines_a_size(code):
         t = (x + x)[(x + x) > 1]
         np.testing.assert_array_equal(run(x)[0], t * t + t)
     _, rows = run.profile([x])
-    assert [row.kernel for row in rows] == ["add", "mul", "add"]
+    assert [row.kernel for row in rows] == ["add", "keep", "mul", "add"]
 
 
 def test_host_step_size_from_a_value_and_python_objects(code):

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import unittest
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def expected_to_fail(test: Any, reason: str) -> Any:
 
 
 def suite() -> dict[str, type[unittest.TestCase]]:
-    runner = onnx.backend.test.BackendTest(InProcess, __name__)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # from NumPy, as the reference results are computed
+        runner = onnx.backend.test.BackendTest(InProcess, __name__)
     cases = runner.test_cases
     failing = listed()
     found: set[str] = set()
@@ -79,3 +82,9 @@ def suite() -> dict[str, type[unittest.TestCase]]:
 
 
 globals().update(suite())
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite keeps data of the real models under ONNX_HOME."""
+    monkeypatch.setenv("ONNX_HOME", str(tmp_path_factory.getbasetemp() / "onnx"))

@@ -8,15 +8,16 @@ import time
 
 import numpy as np
 import onnx
-import onnxjit
 import pytest
 from api_models import NODE, affine, affine_result, broadcasting
+from small_models import info, model_of, weight
+
+import onnxjit
 from onnxjit.artifact import Artifact, TensorInfo, write_constants
 from onnxjit.codegen.cache import Cache
 from onnxjit.codegen.target import host
 from onnxjit.runtime.plan import HostStep, Plan
 from onnxjit.store import dump, model_key, undump
-from small_models import info, model_of, weight
 
 X = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
 

@@ -34,6 +34,7 @@ from onnxjit.codegen.expr import (
     apply,
     as_int,
     axes_of,
+    fresh_axis,
     index,
     loads,
     poly_mul,
@@ -164,6 +165,9 @@ def recognise(r: Request) -> Contraction:
     m = tuple(a for a in order if a in in_x and a not in in_y)
     n = tuple(a for a in order if a in in_y and a not in in_x)
     batch = tuple(a for a in order if (a in in_x) == (a in in_y))
+    if not n and window is not None and y.buffer in r.constants and m:
+        # One filter: a tile with one useful column still beats a scalar sum over the window.
+        n = (fresh_axis(ONE),)
     if not n:
         raise Declined("no column axis")
     if window is not None and x.buffer != window.buffer:
@@ -423,7 +427,6 @@ class _Builder:
             offset = offset + poly_mul(i, s)
         total = product(extents)
         self.locals.append(Local("window", "float32", total, stack=False))
-        loops = [Axis(f"w{d}", extents[d]) for d in order if extents[d] is not ONE]
         by_dim = {d: Axis(f"w{d}", extents[d]) for d in order if extents[d] is not ONE}
         where: dict[Expr, Expr] = {}
         at: Expr = ZERO
@@ -433,7 +436,13 @@ class _Builder:
             at = at + poly_mul(inner, step[d])
         value = substitute(w.value, where)
         value = flatten_loads(value, self.r.kernel.types, self.r.layouts)
-        setup = copy_loops(loops, at, value)
+        walk_order = list(order)
+        channel = by_dim.get(1)
+        reads = [v.index[0] for v in loads(value)]
+        if channel is not None and not any(coefficient(e, channel) is ONE for e in reads):
+            # Channels are not contiguous in the source: its last axis is, so that goes innermost.
+            walk_order[-2:] = walk_order[-1:] + walk_order[-2:-1]
+        setup = copy_loops([by_dim[d] for d in walk_order if d in by_dim], at, value)
         del moving, x
         return "window", offset, setup
 
@@ -809,7 +818,8 @@ def walk_axes(e: Expr) -> set[Axis]:
 
 
 def copy_loops(loops: Sequence[Axis], at: Expr, value: Expr) -> list[Stmt]:
-    """Loops that store `value`, its border conditions tested as far out as they can be."""
+    """Loops that store `value`; border conditions become loop bounds, tested as far out as they
+    can be."""
     conds: list[Expr] = []
     inner = value
     fill: Expr = ZERO
@@ -818,26 +828,62 @@ def copy_loops(loops: Sequence[Axis], at: Expr, value: Expr) -> list[Stmt]:
         inner, fill = value.args[1], value.args[2]
     remaining = list(conds)
 
+    def filled(depth: int) -> tuple[Stmt, ...]:
+        out: tuple[Stmt, ...] = (Store("window", at, fill),)
+        for a in reversed(loops[depth:]):
+            out = (loop(a, *out),)
+        return out
+
     def build(depth: int) -> tuple[Stmt, ...]:
-        known = set(loops[:depth])
-        now = [c for c in remaining if axes_of(c) & set(loops) <= known]
-        for c in now:
-            remaining.remove(c)
         if depth == len(loops):
-            body: tuple[Stmt, ...] = (Store("window", at, inner),)
-        else:
-            body = (loop(loops[depth], *build(depth + 1)),)
-        if now:
-            cond = now[0]
-            for c in now[1:]:
+            if not remaining:
+                return (Store("window", at, inner),)
+            cond = remaining[0]
+            for c in remaining[1:]:
                 cond = apply("logical_and", cond, c)
-            other: tuple[Stmt, ...] = (Store("window", at, fill),)
-            for a in reversed(loops[depth:]):
-                other = (loop(a, *other),)
-            return (If(cond, body, other),)
-        return body
+            return (If(cond, (Store("window", at, inner),), (Store("window", at, fill),)),)
+        a = loops[depth]
+        known = set(loops[: depth + 1])
+        low: Expr = ZERO
+        high: Expr = a.extent
+        for c in [c for c in remaining if a in axes_of(c) and axes_of(c) & set(loops) <= known]:
+            bound = loop_bound(c, a)
+            if bound is None:
+                continue
+            remaining.remove(c)
+            if bound[0] == "low":
+                low = apply("max", low, bound[1])
+            else:
+                high = apply("min", high, bound[1])
+        body = build(depth + 1)
+        if low is ZERO and high is a.extent:
+            return (loop(a, *body),)
+        high = apply("max", high, low)
+        out: list[Stmt] = []
+        rest = filled(depth + 1)
+        if low is not ZERO:
+            out.append(For(a, ZERO, apply("min", low, a.extent), rest))
+        out.append(For(a, low, high, body))
+        if high is not a.extent:
+            out.append(For(a, high, a.extent, rest))
+        return tuple(out)
 
     return list(build(0))
+
+
+def loop_bound(cond: Expr, a: Axis) -> tuple[str, Expr] | None:
+    """The bound on `a` that a comparison amounts to: ("low", first) or ("high", end)."""
+    if not (isinstance(cond, Apply) and cond.fn in ("lt", "le")):
+        return None
+    left, right = cond.args
+    slack = right - left if cond.fn == "le" else right - left - 1
+    c = coefficient(slack, a)
+    rest = without(slack, [a])
+    if c is ONE:
+        return "low", -rest
+    if as_int(c) == -1 if c is not None else False:
+        return "high", rest + 1
+    return None
 
 
 def ceil_div_by(a: Expr, b: Expr) -> Expr:

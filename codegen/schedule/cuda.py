@@ -387,9 +387,7 @@ class _Rows:
                 return self.scalars[x.buffer]
             if x.buffer in self.again:
                 where, axes, value = self.again[x.buffer]
-                table: dict[Expr, Expr] = {
-                    a: x.index[p] for a, p in zip(axes, where, strict=True)
-                }
+                table: dict[Expr, Expr] = {a: x.index[p] for a, p in zip(axes, where, strict=True)}
                 return substitute(value, table)
             at: Expr = ZERO
             for i, d in zip(x.index, self.k.types[x.buffer].shape, strict=True):
@@ -566,9 +564,7 @@ class _Tile:
             Assign(tx, apply("mod", THREAD, side)),
         ]
         dtype = c.red.dtype
-        self.acc = [
-            [Var(f"acc{i}_{j}", dtype) for j in range(self.rn)] for i in range(self.rm)
-        ]
+        self.acc = [[Var(f"acc{i}_{j}", dtype) for j in range(self.rn)] for i in range(self.rm)]
         body += [Assign(v, identity("sum", dtype)) for row in self.acc for v in row]
         step: list[Stmt] = [
             self.stage_in("x_tile", c.x, c.m, m0, self.m, self.rows, k0),
@@ -586,9 +582,7 @@ class _Tile:
             Local("y_tile", c.y.dtype, index(self.depth * (self.columns + 1)), stack=False),
         )
         rule = f"contraction: {self.rows}x{self.columns} outputs a block"
-        return finish_nest(
-            self.r, tuple(body), tiles, rule, locals=shared, threads=side * side
-        )
+        return finish_nest(self.r, tuple(body), tiles, rule, locals=shared, threads=side * side)
 
     def stage_in(
         self, buffer: str, e: Expr, axes: Sequence[Axis], base: Var, extent: Expr, width: int,

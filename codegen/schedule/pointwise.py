@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxjit.codegen.expr import ONE, ZERO, Axis, Expr, Var, apply, as_int, index
+from onnxjit.codegen.expr import ONE, ZERO, Axis, Expr, Var, apply, as_int, index, substitute
 from onnxjit.codegen.kernel import product, rename_axes
 from onnxjit.codegen.loops import TILE, Assign, For, If, LoopNest, Stmt, Store, loop
 from onnxjit.codegen.schedule.axes import (
@@ -20,6 +20,9 @@ from onnxjit.codegen.schedule.request import Declined, Request, dims_of, express
 
 BLOCK = 4096
 """Elements of one tile of a flat loop: 16 KB of float32, so that a few streams fit into L1."""
+
+UNROLL = 8
+"""Longest innermost loop that is written out."""
 
 GRAIN = 2048
 """Fewest elements that a tile of a nested loop should compute."""
@@ -75,7 +78,6 @@ def concatenated(parts: Sequence[tuple[tuple[Stmt, ...], Expr]]) -> tuple[tuple[
 
 
 def rename_statement(s: Stmt, table: dict[Expr, Expr]) -> Stmt:
-    from onnxjit.codegen.expr import substitute
     from onnxjit.codegen.loops import Address, Call
 
     def sub(e: Expr) -> Expr:
@@ -111,10 +113,18 @@ def tiled_map(s: FlatStage, prefix: str = "i") -> tuple[tuple[Stmt, ...], Expr]:
     names, (offset, value) = rename(order, [s.offset, s.value], prefix)
     if not names:
         return (Store(s.buffer, offset, value),), ONE
-    store = Store(s.buffer, offset, value)
+    stores = [Store(s.buffer, offset, value)]
+    short = as_int(names[-1].extent)
+    if len(names) > 1 and short is not None and short <= UNROLL:
+        # A short innermost loop leaves nothing to vectorise; written out, the next one does.
+        points: list[dict[Expr, Expr]] = [{names[-1]: index(k)} for k in range(short)]
+        stores = [
+            Store(s.buffer, substitute(offset, p), substitute(value, p)) for p in points
+        ]
+        names = names[:-1]
     if len(names) == 1:
-        return blocked(names[0], store)
-    return nested(names, store)
+        return blocked(names[0], *stores)
+    return nested(names, *stores)
 
 
 def rename(

@@ -31,5 +31,6 @@ from onnxjit.operators import (  # noqa: F401
     softmax,
     spectral,
     text,
+    training,
     trees,
 )

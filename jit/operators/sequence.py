@@ -57,7 +57,7 @@ def sequence_empty(*, dtype: int = 1) -> list[Any]:
 
 @operator("SequenceAt", since=11, host=True, infer=_opaque)
 def sequence_at(items: list[Any], index: Any) -> Any:
-    return items[position(index, len(items))]
+    return kept(items[position(index, len(items))])
 
 
 @operator("SequenceInsert", since=11, host=True, infer=_opaque)
@@ -116,7 +116,7 @@ def optional_get_element(value: Any) -> Any:
 
 
 @operator("OptionalHasElement", since=15, host=True, infer=_scalar("bool"), cases=[
-    Case(lambda: [draw((2, 3))]),
+    Case(draw("float32[2,3]")),
 ])  # fmt: skip
 def optional_has_element(value: Any = None) -> np.ndarray:
     return np.asarray(value is not None)

@@ -110,7 +110,9 @@ def tf_idf_vectorizer(
             if min_gram_length <= length <= max_gram_length:
                 grams[tuple(pool[at : at + length])] = number
             number += 1
-    rows = x.reshape(-1, x.shape[-1]).tolist() if x.size else [[]] * (x.shape[0] if x.ndim > 1 else 1)
+    rows = (
+        x.reshape(-1, x.shape[-1]).tolist() if x.size else [[]] * (x.shape[0] if x.ndim > 1 else 1)
+    )
     counts = np.zeros((len(rows), max(ngram_indexes) + 1), np.float32)
     for row, items in zip(counts, rows, strict=True):
         for length in range(min_gram_length, max_gram_length + 1):

@@ -35,9 +35,9 @@ from onnxjit.codegen.kernel import (
     stored,
     used_inputs,
 )
-from onnxjit.codegen.schedule import Declined, Request
+from onnxjit.codegen.schedule import Declined
 from onnxjit.codegen.schedule.axes import typical
-from onnxjit.codegen.schedule.contraction import recognise
+from onnxjit.codegen.schedule.recognised import Recogniser
 from onnxjit.codegen.schedule.rows import align_rows
 from onnxjit.codegen.target import Target
 from onnxjit.program import HostCall, KernelCall, Program
@@ -60,7 +60,7 @@ class _Fusion:
         self.maker: dict[str, int] = {}
         self.users: dict[str, set[int]] = {}
         self.outputs = set(p.outputs)
-        self.constants = frozenset(p.constants)
+        self.recogniser = Recogniser(target, frozenset(p.constants))
         for k, c in enumerate(p.calls):
             for v in c.outputs:
                 self.maker[v] = k
@@ -165,23 +165,14 @@ class _Fusion:
     def into_reduction(
         self, reader: Kernel, maker: Kernel, reads: list[tuple[Stage, Load]], moves: bool
     ) -> Kernel | None:
-        request = Request(reader, {}, self.target, self.constants)
-        try:
-            recognise(request)
-            product_of_two = True
-        except Declined:
-            product_of_two = False
+        product_of_two = self.recogniser.operands(reader, {}) is not None
         new = limited(substituted(reader, maker.stages[0], maker))
         if new is None:
             return None
         if product_of_two:
             if not moves and not self.window_prologue(reader, maker):
                 return None
-            try:
-                recognise(Request(new, {}, self.target, self.constants))
-            except Declined:
-                return None
-            return new
+            return new if self.recogniser.operands(new, {}) is not None else None
         points = max(
             typical(product([*(a.extent for a in s.axes), *(a.extent for r in s.reduces for a in r.axes)]))
             for s, _ in reads
@@ -246,11 +237,8 @@ class _Fusion:
             return None
         if not reader.axes or typical(maker.types[final.buffer].elements) < 2:
             return None
-        try:
-            recognise(Request(maker, {}, self.target, self.constants))
+        if self.recogniser.operands(maker, {}) is not None:
             return None
-        except Declined:
-            pass
         if len(maker.stages) == 1 and not _reduces_last(maker):
             return None
         stages = (*maker.stages, reader)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from onnxjit.codegen.expr import ONE, Axis, Expr, Load, as_int, axes_of, loads
 from onnxjit.codegen.kernel import Kernel
-from onnxjit.codegen.schedule import Declined, Request
 from onnxjit.codegen.schedule.axes import coefficient, flat_offset, magnitude, typical
-from onnxjit.codegen.schedule.contraction import recognise
+from onnxjit.codegen.schedule.recognised import Recogniser
 from onnxjit.codegen.target import Target
 from onnxjit.program import HostCall, Program
 
@@ -27,12 +26,13 @@ def assign_layouts(p: Program, target: Target) -> Program:
             fixed |= {*c.inputs, *c.outputs}
     layouts: dict[str, Layout] = {}
     constants = frozenset(p.constants)
+    recogniser = Recogniser(target, constants)
     for call in p.kernels():
         out = call.outputs[0]
         rank = p.types[out].rank
         if rank < 3:
             continue
-        order = column_last(call.kernel, layouts, target, constants)
+        order = column_last(call.kernel, layouts, recogniser, constants)
         if order is None:
             order = inherited(call.kernel, layouts)
         if order is None or order == tuple(range(rank)):
@@ -40,11 +40,11 @@ def assign_layouts(p: Program, target: Target) -> Program:
         for v in call.outputs:
             if v not in fixed and p.types[v].rank == rank:
                 layouts[v] = order
-    return p.replace(layouts={**layouts, **constant_layouts(p, layouts, target)})
+    return p.replace(layouts={**layouts, **constant_layouts(p, layouts, recogniser)})
 
 
 def constant_layouts(
-    p: Program, layouts: dict[str, Layout], target: Target
+    p: Program, layouts: dict[str, Layout], recogniser: Recogniser
 ) -> dict[str, Layout]:
     """Orders for constants that a kernel reads side by side along its innermost output axis.
 
@@ -56,12 +56,9 @@ def constant_layouts(
     frozen = {v for c in p.calls if isinstance(c, HostCall) for v in c.inputs} | set(p.outputs)
     for call in p.kernels():
         k = call.kernel
-        try:
-            recognise(Request(k, layouts, target, constants))
+        if recogniser.operands(k, layouts) is not None:
             frozen |= {b for b in k.inputs if b in constants}
             continue
-        except Declined:
-            pass
         for s in k.stages:
             t = k.types[s.buffer]
             if t.rank == 0 or s.index:
@@ -81,21 +78,18 @@ def constant_layouts(
 
 
 def column_last(
-    k: Kernel, layouts: dict[str, Layout], target: Target, constants: frozenset[str]
+    k: Kernel, layouts: dict[str, Layout], recogniser: Recogniser, constants: frozenset[str]
 ) -> Layout | None:
     """The order that puts a contraction's column axis last; None for other kernels."""
-    try:
-        c = recognise(Request(k, layouts, target, constants))
-    except Declined:
-        return None
-    if c.y.buffer not in constants:
+    c = recogniser.operands(k, layouts)
+    if c is None or c.y not in constants:
         return None
     final = k.stages[-1]
     # The column axis in the logical output: the axis that occurs in y's index but not in x's.
     reads = {x.buffer: x for x in loads(final.value)}
-    y = reads[c.y.buffer]
+    y = reads[c.y]
     in_y = {a for i in y.index for a in axes_of(i)}
-    x = reads.get(c.x.buffer)
+    x = reads.get(c.x)
     in_x = {a for i in x.index for a in axes_of(i)} if x is not None else set()
     # Output dims that only select a filter (channels and their groups) go last, filters innermost.
     rows, channels = [], []
