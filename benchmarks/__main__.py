@@ -14,6 +14,7 @@ from pathlib import Path
 WHAT = {
     "agreement": "every model against onnxruntime, symbolic ones at three sizes",
     "models": "speed of every model against onnxruntime (and openvino)",
+    "operators": "speed of single operators: the cases marked `bench` in their definitions",
     "overhead": "cost of a call: a two-node model, a chain of 200 tiny nodes",
     "startup": "process start to first output, cold and warm, and peak memory",
     "shapes": "cost of a new shape beyond the run itself",
@@ -35,7 +36,7 @@ def main() -> None:
         default=Path(os.environ.get("ONNXJIT_MODELS", "../shared/models")),
         help="folder of models and models.json (default: $ONNXJIT_MODELS or ../shared/models)",
     )
-    parser.add_argument("--only", action="append", help="only this model; may be repeated")
+    parser.add_argument("--only", action="append", help="only this model or operator; repeatable")
     parser.add_argument("--threads", type=int, action="append", help="default: 1 and 2")
     parser.add_argument("--seconds", type=float, default=4.0, help="of runs per model or row")
     parser.add_argument("--rounds", type=int, default=7, help="processes per row (startup)")

@@ -113,11 +113,11 @@ class Request:
     def _known(self) -> str | None:
         """The content key, as far as it takes no parsing."""
         assert self.cache is not None
+        if self.content is not None:
+            return self.content
         if self.origin.path is not None:
             return self.cache.known_key(self.origin.path)
-        if self.content is not None or self.origin.folder is not None:
-            return self.content
-        return self.origin.own_key(self.cache.seed)
+        return self.origin.own_key(self.cache.seed) if self.origin.folder is None else None
 
     def _load(self, content: str | None, shapes: Shapes | None) -> Artifact | None:
         if self.cache is None or content is None:

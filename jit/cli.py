@@ -22,6 +22,7 @@ from onnxjit.cli_output import (
     Model,
     Seed,
     Threads,
+    clean,
     compiling,
     errors,
     fail,
@@ -209,11 +210,8 @@ def compare(
         fail(f"--against takes {' or '.join(REFERENCES)}, not {against!r}")
     proto = load_model(model)
     feeds = feeds_for(_interface(import_model(model)), inputs, dim, seed)
-    try:
-        with compiling("compiling") as progress:
-            found = compare_values(proto, feeds, against, tolerance, threads, progress)
-    except ImportError as error:
-        fail(f"--against {against} needs a package that is not installed: {error}")
+    with compiling("compiling") as progress:
+        found = compare_values(proto, feeds, against, tolerance, threads, progress)
     first = found.first
     if as_json:
         print_json(
@@ -291,16 +289,20 @@ def bench(
     compiled = _compiled(model, threads)
     feeds = feeds_for(compiled.inputs, inputs, dim, seed)
     wanted = engine or [name for name in ENGINES if engine_version(name) is not None]
-    calls = {name: ENGINES[name](model, threads).bind(feeds) for name in wanted}
     own = _call(compiled, feeds)
-    far = {
-        name: max(
-            (difference(np.asarray(a), np.asarray(b)) for a, b in zip(own, call(), strict=True)),
-            default=0.0,
-        )
-        for name, call in calls.items()
-        if name != "onnxjit"
-    }
+    calls, far = {}, {}
+    for name in wanted:
+        try:
+            call = ENGINES[name](model, threads).bind(feeds)
+            pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(own, call(), strict=True)]
+        except Exception as error:  # whatever an engine raises: the others are timed all the same
+            if name == "onnxjit":
+                raise
+            errors.print(f"{name} cannot run the model: {clean(error)}", markup=False)
+            continue
+        calls[name] = call
+        if name != "onnxjit":
+            far[name] = max((difference(a, b) for a, b in pairs), default=0.0)
     timings = take_turns(calls, seconds)
     profile = compiled.profile(*[feeds[v.name] for v in compiled.inputs])
     data: dict[str, Any] = {

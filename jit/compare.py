@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxjit.errors import ModelError, OnnxJitError
+
 if TYPE_CHECKING:
     from onnx import ModelProto
 
     from onnxjit.compiled import CompiledModel
 
 Feeds = Mapping[str, np.ndarray]
+
+
+class ReferenceFailed(OnnxJitError):
+    """The reference that a model is compared with cannot run it, or is not installed."""
+
 
 TOLERANCES = {"float64": 1e-7, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 REFERENCES = ("onnx", "onnxruntime")
@@ -101,8 +108,6 @@ def load_model(model: Any) -> ModelProto:
     import onnx
 
     if isinstance(model, (str, os.PathLike)):
-        from onnxjit.errors import ModelError
-
         try:
             return onnx.load(os.fspath(model))
         except Exception as error:  # protobuf's own error types differ between its versions
@@ -153,7 +158,7 @@ def compare(
     """Compares a model (path or ModelProto) with ONNX's reference evaluator or onnxruntime.
 
     `tolerance` bounds `difference`; by default `TOLERANCES` of each value's dtype.
-    Raises ValueError for an unknown reference and ImportError where onnxruntime is not installed.
+    Raises ValueError for an unknown reference and `ReferenceFailed` where it cannot run the model.
     """
     import onnxjit
 
@@ -191,18 +196,28 @@ def _run(compiled: CompiledModel, feeds: Feeds) -> Sequence[Any]:
 def _reference(
     proto: ModelProto, feeds: Feeds, against: str, names: Sequence[str]
 ) -> dict[str, Any]:
-    if against == "onnxruntime":
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        import onnxruntime
+    run = _run_onnxruntime if against == "onnxruntime" else _run_onnx
+    try:
+        return dict(zip(names, run(proto, feeds, names), strict=True))
+    except Exception as error:  # whatever an engine raises that is not ours
+        raise ReferenceFailed(f"{against} cannot run the model: {error}") from error
 
-        options = onnxruntime.SessionOptions()
-        # Fused operators would leave no intermediate values to compare with.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        return dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
+
+def _run_onnxruntime(proto: ModelProto, feeds: Feeds, names: Sequence[str]) -> Sequence[Any]:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Fused operators would leave no intermediate values to compare with.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(list(names), dict(feeds))
+
+
+def _run_onnx(proto: ModelProto, feeds: Feeds, names: Sequence[str]) -> Sequence[Any]:
     from onnx.reference import ReferenceEvaluator
 
-    return dict(zip(names, ReferenceEvaluator(proto).run(list(names), dict(feeds)), strict=True))
+    return list(ReferenceEvaluator(proto).run(list(names), dict(feeds)))

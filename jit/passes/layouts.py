@@ -82,7 +82,7 @@ def column_last(
 ) -> Layout | None:
     """The order that puts a contraction's column axis last; None for other kernels."""
     c = recogniser.operands(k, layouts)
-    if c is None or c.y not in constants:
+    if c is None:
         return None
     final = k.stages[-1]
     # The column axis in the logical output: the axis that occurs in y's index but not in x's.
@@ -91,11 +91,13 @@ def column_last(
     in_y = {a for i in y.index for a in axes_of(i)}
     x = reads.get(c.x)
     in_x = {a for i in x.index for a in axes_of(i)} if x is not None else set()
-    # Output dims that only select a filter (channels and their groups) go last, filters innermost.
+    # Output dims that only select a filter (channels and their groups) go last, filters innermost;
+    # what selects a batch of a run-time operand is no filter.
+    only = in_y if c.y in constants else in_y - in_x
     rows, channels = [], []
     for p, e in enumerate(final.store):
         axes = {a for a in axes_of(e) if a.extent is not ONE}
-        (channels if axes and axes <= in_y else rows).append(p)
+        (channels if axes and axes <= only else rows).append(p)
     channels.sort(key=lambda p: bool(axes_of(final.store[p]) - in_x))
     return (*rows, *channels) if channels else None
 
@@ -117,7 +119,9 @@ def inherited(k: Kernel, layouts: dict[str, Layout]) -> Layout | None:
             order = walked(x, s.axes, flat_offset(x.index, t, layouts.get(x.buffer)))
             size = typical(t.elements)
             if order is None and t.rank == len(final.axes):
-                order = layouts.get(x.buffer)
+                pairs = zip(x.index, s.axes, strict=True)
+                if all(a in axes_of(i) or a.extent is ONE for i, a in pairs):
+                    order = layouts.get(x.buffer)
             if order is not None and (best is None or size > best[0]):
                 best = (size, order)
     return best[1] if best is not None else None
