@@ -87,10 +87,13 @@ class Builder:
         self._owner = os.getpid()
         self._closed = False
 
-    def start(self) -> None:
-        """Start the worker processes now, so that they import Numba while the caller is busy."""
+    def start(self, workers: int = 4) -> None:
+        """Start worker processes now, so that they import Numba while the caller is busy.
+
+        At most `workers`: more of them start when there are jobs for them.
+        """
         with self._lock:
-            while len(self._workers) < self.jobs:
+            while len(self._workers) < min(self.jobs, workers):
                 self._add_worker()
 
     def submit(self, source: Source) -> str:

@@ -137,6 +137,7 @@ def _machine(target: Target, wide: bool) -> Any:
 
 def _optimised(job: Mapping[str, Any], target: Target, machine: Any) -> Any:
     import llvmlite.binding as llvm
+
     from onnxjit.codegen import dialect
 
     text = dialect.compile_ir(job["text"], job["externals"], job["file"])

@@ -20,6 +20,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.lowering import Lower
 from numba.core.targetconfig import ConfigStack
 from numba.core.typed_passes import type_inference_stage
+
 from onnxjit.codegen.dialect_convert import I64, POINTER, convert, llvm_type
 from onnxjit.codegen.dialect_types import (
     EMITTERS,

@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
+
 from onnxjit.codegen.scalar_builder import declare
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -30,6 +31,7 @@ STORAGE: dict[str, tuple[ir.Type, int, types.Type]] = {
     "bool": (I8, 1, types.boolean),
 }
 """dtype -> (LLVM type in memory, bytes, Numba type of a loaded element)."""
+
 
 def llvm_type(type_: types.Type) -> ir.Type:
     """LLVM type of a scalar's value (booleans are i1)."""
@@ -106,8 +108,6 @@ def to_memory(builder: ir.IRBuilder, dtype: str, value: Any) -> Any:
     if dtype == "bool":
         return builder.zext(value, I8)
     return value
-
-
 
 
 def native_half(builder: ir.IRBuilder) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 from numba.core.typing import signature
+
 from onnxjit.codegen.dialect_convert import I64, POINTER
 from onnxjit.codegen.dialect_types import Buffer, Operation, element_pointer
 from onnxjit.codegen.scalar_builder import declare

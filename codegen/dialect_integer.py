@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+
 from onnxjit.codegen import scalar_math
 from onnxjit.codegen.dialect_convert import kind_of
 

@@ -14,6 +14,7 @@ from numba.core import types
 from numba.core.datamodel import models
 from numba.core.datamodel.registry import register_default
 from numba.core.typing import signature
+
 from onnxjit.codegen.dialect_convert import I64
 from onnxjit.codegen.dialect_types import literal_int, register
 

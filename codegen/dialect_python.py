@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
 from onnxjit.codegen.dialect_table import DTYPES, GEMM_SYMBOL, family_of
 
 _NUMPY: dict[str, np.dtype[Any]] = {

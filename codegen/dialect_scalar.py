@@ -13,6 +13,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 from numba.core.typing import signature
+
 from onnxjit.codegen import dialect_integer, scalar_math
 from onnxjit.codegen.dialect_convert import (
     F32,

@@ -19,6 +19,7 @@ from numba.core.errors import TypingError
 from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate
 from numba.core.typing.templates import Registry as TypingRegistry
+
 from onnxjit.codegen.dialect_convert import (
     I8,
     I64,

@@ -80,8 +80,10 @@ class Printer:
             value = self.value(s.value)
             self.line(f"{self.names[s.buffer]}[{self.expression(s.offset)}] = {value}")
             self.forget_loads(s.buffer)
-        else:
+        elif isinstance(s, Call):
             self.call(s)
+        else:
+            raise TypeError(f"a CPU kernel has no {type(s).__name__}")
 
     def for_(self, s: For) -> None:
         start, stop = self.expression(s.start), self.expression(s.stop)
@@ -110,7 +112,9 @@ class Printer:
 
     def forget_loads(self, buffer: str) -> None:
         for scope in self.scopes:
-            for e in [e for e in scope if any(isinstance(x, Load) and x.buffer == buffer for x in walk(e))]:
+            for e in [
+                e for e in scope if any(isinstance(x, Load) and x.buffer == buffer for x in walk(e))
+            ]:
                 del scope[e]
 
     # --- expressions --------------------------------------------------------------------------
@@ -251,7 +255,11 @@ class Printer:
     def cast(self, e: Apply, arg: str) -> str:
         source = e.args[0].dtype
         if e.dtype in ("float16", "bfloat16"):
-            wide = arg if source == "float32" or source in ("float16", "bfloat16") else f"float32({arg})"
+            wide = (
+                arg
+                if source == "float32" or source in ("float16", "bfloat16")
+                else f"float32({arg})"
+            )
             return f"round_{e.dtype}({wide})"
         if source in ("float16", "bfloat16") and e.dtype == "float32":
             return arg
@@ -298,8 +306,10 @@ class CpuPrinter(Printer):
             else:
                 self.line(f"s{k} = scratch_{x.dtype}(scratch, {offset}, {scope})")
                 nbytes = scratch_bytes(x.count, x.dtype)
-                offset = self.expression(nbytes) if offset == "0" else (
-                    f"{offset} + {self.expression(nbytes)}"
+                offset = (
+                    self.expression(nbytes)
+                    if offset == "0"
+                    else (f"{offset} + {self.expression(nbytes)}")
                 )
         self.line("for tile in range(begin, end):")
         self.block(nest.body)

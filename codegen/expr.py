@@ -72,7 +72,7 @@ def _intern(cls: type, key: tuple[Any, ...], dtype: str) -> tuple[Any, bool]:
     found = _interned.get(key)
     if found is not None:
         return found, False
-    e = object.__new__(cls)
+    e: Any = object.__new__(cls)
     e._key, e.dtype, e._free = key, dtype, None
     _interned[key] = e
     return e, True
@@ -244,8 +244,6 @@ def poly_terms(e: Expr) -> dict[tuple[Expr, ...], int]:
     return {(e,): 1}
 
 
-
-
 def _atom_key(e: Expr) -> tuple[str, str]:
     return (type(e).__name__, getattr(e, "name", "") or repr(e))
 
@@ -300,7 +298,6 @@ def poly_mul(a: Expr, b: Expr) -> Expr:
 
 
 # --- construction ------------------------------------------------------------------------------
-
 
 
 def apply(fn: str, *args: Any, dtype: str | None = None) -> Expr:
@@ -367,7 +364,9 @@ def loads(e: Expr) -> list[Load]:
     return [x for x in walk(e) if isinstance(x, Load)]
 
 
-def rewrite(e: Expr, fn: Callable[[Expr], Expr | None], memo: dict[Expr, Expr] | None = None) -> Expr:
+def rewrite(
+    e: Expr, fn: Callable[[Expr], Expr | None], memo: dict[Expr, Expr] | None = None
+) -> Expr:
     """Rebuilds `e` bottom-up; `fn` gets each rebuilt node and may return a replacement."""
     memo = {} if memo is None else memo
 

@@ -205,7 +205,9 @@ def inline(e: Expr, producer: Stage) -> Expr:
     def put(x: Load) -> Expr | None:
         if x.buffer != producer.buffer:
             return None
-        return substitute(fresh_reductions(producer.value), dict(zip(producer.axes, x.index, strict=True)))
+        return substitute(
+            fresh_reductions(producer.value), dict(zip(producer.axes, x.index, strict=True))
+        )
 
     return map_loads(e, put)
 

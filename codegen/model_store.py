@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import xxhash
+
 from onnxjit.codegen.private_files import (
     CacheError,
     checked,

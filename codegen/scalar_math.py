@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from llvmlite import ir
+
 from onnxjit.codegen.scalar_builder import FLOAT32, FLOAT64, Scalar, inverse_turn_chunks
 
 PREFIX = "onnxjit."
@@ -39,8 +40,17 @@ def _exp32(s: Scalar, x: Any, base2: bool = False) -> Any:
         n, k = s.nearest(s.mul(x, 1 / math.log(2)))
         r = s.fma(n, -_LN2_HIGH_32, x)
         r = s.fma(n, -_LN2_LOW_32, r)
-    p = s.poly(r, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
-                   1.6666665459e-1, 5.0000001201e-1))
+    p = s.poly(
+        r,
+        (
+            1.9875691500e-4,
+            1.3981999507e-3,
+            8.3334519073e-3,
+            4.1665795894e-2,
+            1.6666665459e-1,
+            5.0000001201e-1,
+        ),
+    )
     y = s.add(s.fma(s.mul(r, r), p, r), 1.0)
     return s.scale(y, k)
 
@@ -82,9 +92,20 @@ def _log_edges(s: Scalar, x: Any, y: Any) -> Any:
 def _log32(s: Scalar, x: Any) -> Any:
     f, e = _split(s, x)
     z = s.mul(f, f)
-    p = s.poly(f, (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1,
-                   1.4249322787e-1, -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1,
-                   3.3333331174e-1))
+    p = s.poly(
+        f,
+        (
+            7.0376836292e-2,
+            -1.1514610310e-1,
+            1.1676998740e-1,
+            -1.2420140846e-1,
+            1.4249322787e-1,
+            -1.6668057665e-1,
+            2.0000714765e-1,
+            -2.4999993993e-1,
+            3.3333331174e-1,
+        ),
+    )
     y = s.mul(s.mul(f, z), p)
     y = s.fma(e, _LN2_LOW_32, y)
     y = s.fma(z, -0.5, y)
@@ -95,10 +116,21 @@ def _log64(s: Scalar, x: Any) -> Any:
     f, e = _split(s, x)
     t = s.div(f, s.add(f, 2.0))
     z = s.mul(t, t)
-    r = s.mul(z, s.poly(z, (1.479819860511658591e-01, 1.531383769920937332e-01,
-                            1.818357216161805012e-01, 2.222219843214978396e-01,
-                            2.857142874366239149e-01, 3.999999999940941908e-01,
-                            6.666666666666735130e-01)))
+    r = s.mul(
+        z,
+        s.poly(
+            z,
+            (
+                1.479819860511658591e-01,
+                1.531383769920937332e-01,
+                1.818357216161805012e-01,
+                2.222219843214978396e-01,
+                2.857142874366239149e-01,
+                3.999999999940941908e-01,
+                6.666666666666735130e-01,
+            ),
+        ),
+    )
     h = s.mul(s.mul(f, f), 0.5)
     inner = s.fma(e, _LN2_LOW_64, s.mul(t, s.add(h, r)))
     y = s.fma(e, _LN2_HIGH_64, s.sub(f, s.sub(h, inner)))
@@ -110,8 +142,16 @@ def _tanh32(s: Scalar, x: Any) -> Any:
     e = s.call("exp", s.add(a, a))
     far = s.sub(1.0, s.div(2.0, s.add(e, 1.0)))
     z = s.mul(x, x)
-    p = s.poly(z, (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1,
-                   -3.33332819422e-1))
+    p = s.poly(
+        z,
+        (
+            -5.70498872745e-3,
+            2.06390887954e-2,
+            -5.37397155531e-2,
+            1.33314422036e-1,
+            -3.33332819422e-1,
+        ),
+    )
     near = s.fma(s.mul(p, z), a, a)
     return s.copysign(s.select(s.lt(a, 0.625), near, far), x)
 
@@ -121,12 +161,31 @@ def _erf32(s: Scalar, x: Any) -> Any:
     z = s.mul(x, x)
     # beyond 4 the result is 1 and the polynomial has left its interval
     t = s.select(s.lt(a, 4.0), a, s.select(s.is_nan(x), x, 4.0))
-    r = s.poly(t, (-1.72853470e-5, 3.83197126e-4, -3.88396438e-3, 2.42546219e-2,
-                   -1.06777877e-1, -6.34846687e-1, -1.28717512e-1))
+    r = s.poly(
+        t,
+        (
+            -1.72853470e-5,
+            3.83197126e-4,
+            -3.88396438e-3,
+            2.42546219e-2,
+            -1.06777877e-1,
+            -6.34846687e-1,
+            -1.28717512e-1,
+        ),
+    )
     r = s.fma(r, t, s.neg(t))
     far = s.copysign(s.sub(1.0, s.call("exp", r)), x)
-    p = s.poly(z, (-5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1,
-                   -3.76125336e-1, 1.28379166e-1))
+    p = s.poly(
+        z,
+        (
+            -5.96761703e-4,
+            4.99119423e-3,
+            -2.67681349e-2,
+            1.12819925e-1,
+            -3.76125336e-1,
+            1.28379166e-1,
+        ),
+    )
     near = s.fma(p, x, x)
     return s.select(s.lt(a, 0.927734375), near, far)
 
@@ -201,8 +260,9 @@ def _tan32(s: Scalar, x: Any) -> Any:
 
 
 def _asin_core(s: Scalar, x: Any, z: Any) -> Any:
-    p = s.poly(z, (4.2163199048e-2, 2.4181311049e-2, 4.5470025998e-2, 7.4953002686e-2,
-                   1.6666752422e-1))
+    p = s.poly(
+        z, (4.2163199048e-2, 2.4181311049e-2, 4.5470025998e-2, 7.4953002686e-2, 1.6666752422e-1)
+    )
     return s.fma(s.mul(p, z), x, x)
 
 

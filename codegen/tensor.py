@@ -455,7 +455,9 @@ def expand(x: Tensor, shape: Sequence[Expr]) -> Tensor:
     return Tensor(shape, x.dtype, lambda idx: aligned(x, idx))
 
 
-def slice_axis(x: Tensor, axis: int, start: Expr | int, length: Expr | int, step: int = 1) -> Tensor:
+def slice_axis(
+    x: Tensor, axis: int, start: Expr | int, length: Expr | int, step: int = 1
+) -> Tensor:
     """Elements start, start + step, … of one axis; the caller has clamped the range."""
     shape = list(x.shape)
     shape[axis] = index(length)
@@ -504,11 +506,15 @@ def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
         return chain(0)
 
     origin = [index(0)] * len(shape)
-    pieces = [([*origin[:axis], s, *origin[axis + 1 :]], p) for s, p in zip(starts, parts, strict=True)]
+    pieces = [
+        ([*origin[:axis], s, *origin[axis + 1 :]], p) for s, p in zip(starts, parts, strict=True)
+    ]
     return Tensor(shape, parts[0].dtype, at, pieces=pieces)
 
 
-def pad_with(x: Tensor, before: Sequence[Expr | int], after: Sequence[Expr | int], value: Any) -> Tensor:
+def pad_with(
+    x: Tensor, before: Sequence[Expr | int], after: Sequence[Expr | int], value: Any
+) -> Tensor:
     """Constant padding (or cropping where negative) on every axis."""
     lo = [index(b) for b in before]
     shape = [d + b + a for d, b, a in zip(x.shape, lo, after, strict=True)]

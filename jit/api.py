@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,8 @@ class Request:
     def artifact(self, shapes: Shapes | None = None) -> Artifact:
         """The compiled model, from the cache if it is there."""
         self.found = False
+        if shapes is None:
+            self.stamps = self.origin.stamps()
         known = self._known() if self.cache is not None else None
         found = self._load(known, shapes)
         if found is not None:
@@ -185,16 +188,21 @@ class Request:
             graph, parts = build_model(source, **options)
             return artifact_of(graph, parts, target, shapes)
         entry = Entry(self.cache, model_key(content, target, self.overrides, shapes))
-        with entry:
+        try:
+            with entry:
 
-            def write(arrays: Iterator[np.ndarray]) -> None:
-                entry.constants(_sparing(arrays, source))
+                def write(arrays: Iterator[np.ndarray]) -> None:
+                    entry.constants(_sparing(arrays, source))
 
-            graph, parts = build_model(source, **options, constants=write)
-            entry.finish(artifact_of(graph, parts, target, shapes))
-            del graph, parts  # publishing reads the constants back: not both at the same time
-            source.release_pages()
-        return entry.open()
+                graph, parts = build_model(source, **options, constants=write)
+                entry.finish(artifact_of(graph, parts, target, shapes))
+                del graph, parts  # publishing reads the constants back: not both at the same time
+                source.release_pages()
+            return entry.open()
+        except OSError as error:  # a full disk; if it was the model's file, it shows again
+            warnings.warn(f"the compiled model is not kept in the cache: {error}", stacklevel=2)
+        graph, parts = build_model(source, **options)
+        return artifact_of(graph, parts, target, shapes)
 
 
 def _sparing(arrays: Iterator[np.ndarray], source: ModelSource) -> Iterator[np.ndarray]:

@@ -37,7 +37,7 @@ class Artifact:
     """
 
     plan: Plan
-    objects: tuple[Blob, ...]
+    objects: tuple[bytes, ...]
     constants: tuple[np.ndarray, ...]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -70,7 +70,7 @@ def write_constants(file: BinaryIO, arrays: Iterable[np.ndarray]) -> list[Place]
         places.append(Place(at + gap, array.dtype.name, array.shape))
         file.write(bytes(gap))
         if array.nbytes:
-            file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         at += gap + array.nbytes
     return places
 

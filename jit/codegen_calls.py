@@ -11,7 +11,18 @@ from onnxjit.codegen.build import Source, symbol_of
 from onnxjit.codegen.build import key as source_key
 from onnxjit.codegen.canonical import canonical
 from onnxjit.codegen.emit_cpu import emit, scratch_total
-from onnxjit.codegen.expr import Apply, Const, Dim, Expr, Poly, as_int, leaves, loads, substitute, walk
+from onnxjit.codegen.expr import (
+    Apply,
+    Const,
+    Dim,
+    Expr,
+    Poly,
+    as_int,
+    leaves,
+    loads,
+    substitute,
+    walk,
+)
 from onnxjit.codegen.kernel import Kernel, Stage, TensorType, used_inputs
 from onnxjit.codegen.loops import LoopNest
 from onnxjit.codegen.packing import Packing
@@ -21,8 +32,9 @@ from onnxjit.codegen.schedule.request import expressions
 from onnxjit.codegen.target import Target
 from onnxjit.errors import ModelError
 from onnxjit.program import HostCall, KernelCall, Program
-from onnxjit.runtime.plan import Buffer, Check, HostStep, Plan, Source as DimOrigin, Step
+from onnxjit.runtime.plan import Buffer, Check, HostStep, Plan, Step
 from onnxjit.runtime.plan import Dim as PlanDim
+from onnxjit.runtime.plan import Source as DimOrigin
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +135,7 @@ class _Generator:
             for part in parts:
                 self.schedule(part)
             return
-        packed = {
-            q.buffer: self.packed(replace(q, buffer=names[q.buffer])) for q in nest.packings
-        }
+        packed = {q.buffer: self.packed(replace(q, buffer=names[q.buffer])) for q in nest.packings}
         buffers = tuple(packed.get(x.buffer) or names[x.buffer] for x in nest.params)
         self.scheduled.append(ScheduledCall(c, nest, source, buffers))
 
@@ -183,7 +193,11 @@ class _Generator:
 
         for v in p.inputs:
             add(v, "input")
-        made = {v for c in self.scheduled for v in (c.call.outputs if isinstance(c, ScheduledCall) else c.outputs)}
+        made = {
+            v
+            for c in self.scheduled
+            for v in (c.call.outputs if isinstance(c, ScheduledCall) else c.outputs)
+        }
         host_made = {v for c in self.scheduled if isinstance(c, HostCall) for v in c.outputs}
 
         def kind(v: str) -> str:

@@ -15,7 +15,7 @@ from onnxjit.artifact import Artifact, TensorInfo
 from onnxjit.codegen.build import Builder
 from onnxjit.codegen.build import key as source_key
 from onnxjit.codegen.cache import Cache
-from onnxjit.codegen.packing import arranged, pack
+from onnxjit.codegen.packing import pack
 from onnxjit.codegen.target import Target, host
 from onnxjit.codegen_calls import Generated, ScheduledCall, generate
 from onnxjit.dims import DimExpr

@@ -79,7 +79,7 @@ class Kernels(Mapping[str, Kernel]):
     def __getitem__(self, name: str) -> Kernel:
         row = self._rows[name]
         source = self._sources[row["key"]]
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
         fields["declined"] = tuple((rule, reason) for rule, reason in row["declined"])
         return Kernel(
             **fields,

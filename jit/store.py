@@ -60,7 +60,7 @@ def _folders() -> list[Path]:
     import onnxjit.codegen
     import onnxjit.runtime
 
-    return [Path(p.__file__).parent for p in (onnxjit.codegen, onnxjit.runtime)]
+    return [Path(p.__path__[0]) for p in (onnxjit.codegen, onnxjit.runtime)]
 
 
 def load(cache: Cache, key: str) -> Artifact | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
 from onnxjit.runtime import layout
 from onnxjit.runtime.executor_source import (
     ARRAY,

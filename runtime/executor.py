@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+
 from onnxjit.runtime import layout
 from onnxjit.runtime.binding import Binding, Context, Slot
 from onnxjit.runtime.executor_source import SYMBOLS

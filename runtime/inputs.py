@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from onnxjit.runtime.plan import Dim, Expression, Plan, dtype_of
 
 RELATIONS = {

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+
 from onnxjit.runtime.executor_source import ARRAY_DATA
 from onnxjit.runtime.executor_source import LAYOUT as FIELDS
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from onnxjit.runtime.memory import ArenaLayout
 from onnxjit.runtime.plan import (
     KINDS,

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
 from onnxjit.runtime.executor_source import POOL, POOL_BYTES
 
 SPIN_NS = 40_000

@@ -135,6 +135,7 @@ class Compiled:
             out.append(logical(whole[b], shape, self.layouts.get(b)))
         return out
 
+
 def execute(
     nest: LoopNest,
     entry: Entry,
@@ -313,15 +314,15 @@ def model(
         [onnx.ValueInfoProto(name=o) for o in outputs],
         [numpy_helper.from_array(np.asarray(a), n) for n, a in (constants or {}).items()],
     )
-    return helper.make_model(
-        graph, ir_version=10, opset_imports=[helper.make_opsetid("", opset)]
-    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", opset)])
 
 
 def _element(dtype: str) -> int:
-    return int(TensorProto.DataType.Value({"float32": "FLOAT", "float64": "DOUBLE"}.get(
-        dtype, dtype.upper()
-    )))
+    return int(
+        TensorProto.DataType.Value(
+            {"float32": "FLOAT", "float64": "DOUBLE"}.get(dtype, dtype.upper())
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)

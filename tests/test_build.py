@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from onnxjit.codegen import build_worker, dialect, microkernels
 from onnxjit.codegen.build import (
     Builder,
@@ -413,6 +414,7 @@ def test_library_keeps_the_code_alive_and_lets_it_go(builder: Builder) -> None:
 @pytest.mark.parametrize("triple", ["x86_64-apple-macosx13", "arm64-apple-macosx13"])
 def test_symbols_of_macho_objects(triple: str) -> None:
     import llvmlite.binding as llvm
+
     from onnxjit.runtime.link import _global_symbols
 
     llvm.initialize_all_targets()

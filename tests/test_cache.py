@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from onnxjit.codegen.cache import BLOBS, Cache, CacheError
 from onnxjit.codegen.fingerprint import content_key, stamp
 

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numba.core.errors import TypingError
+
 from onnxjit.codegen import dialect, dialect_python
 
 llvm.initialize_native_target()
@@ -130,7 +131,9 @@ def test_fast_math() -> None:
 
 
 def test_reductions_vectorise() -> None:
-    kernel = Kernel(HEAD + """
+    kernel = Kernel(
+        HEAD
+        + """
     x = buffer_float32(ptrs, 0)
     y = buffer_float32(ptrs, 1)
     n = ints[0]
@@ -143,7 +146,8 @@ def test_reductions_vectorise() -> None:
             s += exp(x[r * n + j] - m)
         for j in range(n):
             y[r * n + j] = exp(x[r * n + j] - m) / s
-""")
+"""
+    )
     assert re.search(r"vector\.reduce\.fmaximum", kernel.text)
     assert re.search(r"vector\.reduce\.fadd", kernel.text)
     x = np.random.default_rng(0).normal(size=(5, 77)).astype(np.float32) * 5

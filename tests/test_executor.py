@@ -13,6 +13,7 @@ import time
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
+
 from onnxjit.codegen.sync_intrinsics import executor_ir
 from onnxjit.runtime import layout
 from onnxjit.runtime import threads as threads_module

@@ -136,7 +136,7 @@ def unary(g: Graph) -> None:
     if x is None:
         return
     op = g.pick(["Neg", "Abs", "Relu", "Sigmoid", "Tanh", "Erf", "HardSwish", "Softplus", "Elu",
-                 "LeakyRelu", "Gelu", "Softsign", "Sin", "Identity"])  # fmt: skip
+                 "LeakyRelu", "Gelu", "Mish", "Sin", "Identity"])  # fmt: skip
     g.add(op, [x], x.shape, exact=op in ("Neg", "Abs", "Relu", "Identity"), bounded=x.bounded)
 
 
@@ -353,9 +353,7 @@ def pad(g: Graph) -> None:
     if mode != "constant" and low < 3:
         return
     amounts = [int(g.pick([0, 0, 1, 2])) for _ in range(2 * x.rank)]
-    shape = [
-        tuple(n + amounts[k] + amounts[k + x.rank] for n in d) for k, d in enumerate(x.shape)
-    ]
+    shape = [tuple(n + amounts[k] + amounts[k + x.rank] for n in d) for k, d in enumerate(x.shape)]
     if Val("", "", tuple(shape)).elements() <= 20000:
         g.add("Pad", [x, g.ints(amounts)], shape, exact=True, bounded=x.bounded, mode=mode)
 
@@ -399,9 +397,7 @@ def reduce(g: Graph) -> None:
         return
     axes = sorted({int(g.rng.integers(0, x.rank)) for _ in range(2)})
     keep = int(g.rng.integers(0, 2))
-    shape = [
-        fixed(1) if k in axes else d for k, d in enumerate(x.shape) if keep or k not in axes
-    ]
+    shape = [fixed(1) if k in axes else d for k, d in enumerate(x.shape) if keep or k not in axes]
     bounded = x.bounded and fn in ("Mean", "Max", "Min", "LogSumExp")
     given_axes = g.ints([a - int(g.pick([0, x.rank])) for a in axes])
     exact = fn in ("Max", "Min")
@@ -548,7 +544,10 @@ def check(seed: int, length: int) -> None:
             # Sizes agree in a way that compilation did not foresee: such shapes get their own code.
             shapes = [feeds[n].shape for n in g.inputs]
             special = lower_model(m, shapes)
-            runs = (("model", run_model(m, shapes)(feeds)), ("kernels", run_program(special, feeds)))
+            runs = (
+                ("model", run_model(m, shapes)(feeds)),
+                ("kernels", run_program(special, feeds)),
+            )
         else:
             runs = (("model", got), ("kernels", run_program(low, feeds, seed)))
         for how, got in runs:

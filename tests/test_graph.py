@@ -5,6 +5,7 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
+
 from onnxjit.dims import DimExpr, DimTable, dim_symbols, evaluate_dim, symbol
 from onnxjit.errors import GraphError, ModelError, UnsupportedNode, UnsupportedOperators
 from onnxjit.exporter import graph_to_model

@@ -11,10 +11,11 @@ import onnx
 import onnx.backend.test
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
+from small_models import FLOAT, info, model_of, weight
+
 from onnxjit.errors import ModelError
 from onnxjit.graph import Value
 from onnxjit.importer import import_model
-from small_models import FLOAT, info, model_of, weight
 
 LIGHT = sorted((Path(onnx.backend.test.__file__).parent / "data" / "light").glob("*.onnx"))
 

@@ -8,9 +8,10 @@ import onnx
 import onnx.backend.test
 import pytest
 from onnx import helper, parser
+from small_models import FUNCTIONS, info, model_of, weight
+
 from onnxjit.errors import ModelError
 from onnxjit.importer import import_model
-from small_models import FUNCTIONS, info, model_of, weight
 
 
 def test_files_that_are_not_models(tmp_path):

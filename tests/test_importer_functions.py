@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from onnx import helper, parser
+from small_models import FUNCTIONS, model_of, run
+
 from onnxjit.errors import ModelError
 from onnxjit.exporter import graph_to_model
 from onnxjit.graph import Graph, Node, Value
 from onnxjit.importer import import_model
 from onnxjit.importer_functions import inline_schema_function, split_constants
-from small_models import FUNCTIONS, model_of, run
 
 X = np.array([[1.0, 2.0, -0.5]], np.float32)
 

@@ -4,9 +4,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from small_models import info, model_of, weight
+
 from onnxjit.errors import ModelError
 from onnxjit.importer import import_model
-from small_models import info, model_of, weight
 
 
 @pytest.mark.parametrize("raw", [True, False])

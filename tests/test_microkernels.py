@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 from llvmlite import binding
+
 from onnxjit.codegen import microkernels
 from onnxjit.codegen.microkernels import ISAS, gemm, object_code, row, rows, select
 from onnxjit.codegen.target import AVX512_FEATURES, Target, cpu_target, host, limited

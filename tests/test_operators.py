@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+
 from onnxjit.codegen.evaluate import evaluate, evaluate_int
 from onnxjit.codegen.expr import Dim, as_int, index
 from onnxjit.codegen.kernel import TensorType

@@ -8,6 +8,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from llvmlite import ir
+
 from onnxjit.codegen import scalar_math
 
 I64, POINTER = ir.IntType(64), ir.PointerType()

@@ -112,6 +112,16 @@ def test_a_failure_leaves_no_entry(folder, monkeypatch):
     assert stored(folder) == []
 
 
+def test_a_full_disk_is_no_error(folder, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("onnxjit.store.header", fail)
+    with pytest.warns(UserWarning, match="not kept in the cache: .*No space left"):
+        right(build(affine(), folder))
+    assert stored(folder) == []
+
+
 def test_the_key_covers_all_that_decides():
     target = host()
     base = model_key("c", target)

@@ -63,9 +63,7 @@ def flat_offset(
     return total
 
 
-def flatten_loads(
-    e: Expr, types: Mapping[str, TensorType], layouts: Mapping[str, Layout]
-) -> Expr:
+def flatten_loads(e: Expr, types: Mapping[str, TensorType], layouts: Mapping[str, Layout]) -> Expr:
     """Every load of `e` with a flat physical offset."""
 
     def flat(x: Load) -> Expr:

@@ -72,13 +72,13 @@ def concatenated(parts: Sequence[tuple[tuple[Stmt, ...], Expr]]) -> tuple[tuple[
         return (Assign(local, TILE - starts[n]), *b)
 
     out: tuple[Stmt, ...] = shifted(len(parts) - 1)
-    for n in range(len(parts) - 2, -1, -1):
-        out = (If(apply("lt", TILE, starts[n + 1]), shifted(n), out),)
+    for k in range(len(parts) - 2, -1, -1):
+        out = (If(apply("lt", TILE, starts[k + 1]), shifted(k), out),)
     return out, at
 
 
 def rename_statement(s: Stmt, table: dict[Expr, Expr]) -> Stmt:
-    from onnxjit.codegen.loops import Address, Call
+    from onnxjit.codegen.loops import Address, Barrier, Call
 
     def sub(e: Expr) -> Expr:
         return substitute(e, table)
@@ -96,6 +96,8 @@ def rename_statement(s: Stmt, table: dict[Expr, Expr]) -> Stmt:
         return Assign(s.var, sub(s.value))
     if isinstance(s, Store):
         return Store(s.buffer, sub(s.offset), sub(s.value))
+    if isinstance(s, Barrier):
+        return s
     args = tuple(
         (a if a.offset is None else Address(a.buffer, sub(a.offset)))
         if isinstance(a, Address)
@@ -118,9 +120,7 @@ def tiled_map(s: FlatStage, prefix: str = "i") -> tuple[tuple[Stmt, ...], Expr]:
     if len(names) > 1 and short is not None and short <= UNROLL:
         # A short innermost loop leaves nothing to vectorise; written out, the next one does.
         points: list[dict[Expr, Expr]] = [{names[-1]: index(k)} for k in range(short)]
-        stores = [
-            Store(s.buffer, substitute(offset, p), substitute(value, p)) for p in points
-        ]
+        stores = [Store(s.buffer, substitute(offset, p), substitute(value, p)) for p in points]
         names = names[:-1]
     if len(names) == 1:
         return blocked(names[0], *stores)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from onnxjit.codegen.canonical import canonical
 from onnxjit.codegen.kernel import Kernel
 from onnxjit.codegen.schedule.axes import Layout
-from onnxjit.codegen.schedule.contraction import recognise
+from onnxjit.codegen.schedule.contraction_match import recognise
 from onnxjit.codegen.schedule.request import Declined, Request
 from onnxjit.codegen.target import Target
 

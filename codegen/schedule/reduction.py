@@ -32,7 +32,7 @@ from onnxjit.codegen.expr import (
     walk,
 )
 from onnxjit.codegen.kernel import product
-from onnxjit.codegen.loops import TILE, Assign, For, If, Local, LoopNest, Stmt, Store, loop
+from onnxjit.codegen.loops import Assign, For, If, Local, LoopNest, Stmt, Store, loop
 from onnxjit.codegen.scalar_functions import reduction_identity
 from onnxjit.codegen.schedule.axes import (
     FlatStage,
@@ -200,9 +200,7 @@ def block(r: Request, s: FlatStage, order: list[Axis], lane: Axis) -> LoopNest:
     outer_axes = [a for a in order if a is not lane]
     raxes = ordered_reduction(red)
     s, outer_axes = merge_outer(s, outer_axes, lane)
-    names, (offset, value) = rename(
-        [*outer_axes, lane, *raxes], [s.offset, s.value], "i"
-    )
+    names, (offset, value) = rename([*outer_axes, lane, *raxes], [s.offset, s.value], "i")
     (red,) = [x for x in walk(value) if isinstance(x, Reduce)]
     outer = names[: len(outer_axes)]
     c = names[len(outer_axes)]
@@ -262,9 +260,7 @@ def block(r: Request, s: FlatStage, order: list[Axis], lane: Axis) -> LoopNest:
     return finish_nest(r, nest, tiles, "reduction: blocks of outputs", locals=locals_)
 
 
-def merge_outer(
-    s: FlatStage, outer: list[Axis], lane: Axis
-) -> tuple[FlatStage, list[Axis]]:
+def merge_outer(s: FlatStage, outer: list[Axis], lane: Axis) -> tuple[FlatStage, list[Axis]]:
     merged, order = merge_axes(s, outer)
     return merged, order
 

@@ -53,7 +53,7 @@ def rows(r: Request) -> LoopNest:
     del out_strides
     order = by_stride([a for a in shared if a.extent is not ONE], where)
     canonical = {a: Axis(f"i{n}", a.extent) for n, a in enumerate(order)}
-    table: dict[Expr, Expr] = dict(canonical)
+    table: dict[Expr, Expr] = {a: axis for a, axis in canonical.items()}
     table.update({a: ZERO for a in shared if a.extent is ONE})
 
     body: list[Stmt] = []
@@ -69,11 +69,11 @@ def rows(r: Request) -> LoopNest:
         value = local_loads(value, temps, scalars, k, shared)
         value = flatten_loads_except(value, r, temps)
         reds = [x for x in walk(value) if isinstance(x, Reduce)]
-        fresh = {}
+        fresh: dict[Axis, Axis] = {}
         for a in [*inner, *(a for x in reds for a in x.axes)]:
             fresh[a] = Axis(f"i{counter}", a.extent)
             counter += 1
-        both: dict[Expr, Expr] = {**table, **fresh}
+        both = table | {a: axis for a, axis in fresh.items()}
         value = rename_axes(value, both)
         reds = [x for x in walk(value) if isinstance(x, Reduce)]
         nested = [x for x in reds if any(isinstance(y, Reduce) for y in walk(x.body))]
@@ -125,9 +125,7 @@ def row_offset(loops: list[Axis]) -> Expr:
     return at
 
 
-def align_rows(
-    stages: tuple[Stage, ...], outputs: set[str]
-) -> tuple[list[Axis], list[Stage]]:
+def align_rows(stages: tuple[Stage, ...], outputs: set[str]) -> tuple[list[Axis], list[Stage]]:
     """Renames every stage's row axes to those of the last stage; returns the row axes too."""
     final = stages[-1]
     if any(s.index for s in stages):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from onnxjit.codegen.expr import Const, Expr, apply
@@ -170,5 +170,7 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 @operator("PRelu", since=1, until=6)
 def prelu_1(x: Tensor, slope: Tensor) -> Tensor:
     """`prelu` with one slope for each channel (axis 1), or one for all."""
-    shape = (*slope.shape, *[1] * (x.rank - 2)) if slope.rank == 1 and x.rank > 1 else slope.shape
+    shape: Sequence[Expr | int] = slope.shape
+    if slope.rank == 1 and x.rank > 1:
+        shape = (*slope.shape, *[1] * (x.rank - 2))
     return prelu(x, Tensor(shape, slope.dtype, lambda i: slope.at(*i[: slope.rank])))

@@ -243,7 +243,9 @@ def linear_classifier(
 ) -> tuple[Array, ...]:
     """The class of the highest linear score, and the scores."""
     data = np.atleast_2d(x).astype(np.float32)
-    scores = data @ np.asarray(coefficients, np.float32).reshape(-1, data.shape[1]).T
+    # Models with surplus coefficients exist; onnxruntime does not look at those either.
+    used = len(intercepts) * data.shape[1] if intercepts else len(coefficients)
+    scores = data @ np.asarray(coefficients[:used], np.float32).reshape(-1, data.shape[1]).T
     if intercepts:
         scores = scores + np.asarray(intercepts, np.float32)
     classes = len(classlabels_strings or classlabels_ints or [])

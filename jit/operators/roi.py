@@ -171,7 +171,9 @@ def roi_align(
         return apply("lt", r, samples), on_data, [(k, Const(1.0, wide) - f), (after, f)]
 
     def body(i: Index, r: Index) -> Expr:
-        exists, on_data, found = TRUE, TRUE, []
+        exists: Expr = TRUE
+        on_data: Expr = TRUE
+        found = []
         for axis in (0, 1):
             there, inside, pair = corners(i, axis, r[axis])
             exists = apply("logical_and", exists, there)

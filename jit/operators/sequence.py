@@ -6,6 +6,7 @@ A value of these types has no shape that the compiler could follow, so their res
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -120,3 +121,16 @@ def optional_get_element(value: Any) -> Any:
 ])  # fmt: skip
 def optional_has_element(value: Any = None) -> np.ndarray:
     return np.asarray(value is not None)
+
+
+@operator("ZipMap", since=1, domain="ai.onnx.ml", host=True, infer=_opaque)
+def zip_map(
+    x: np.ndarray,
+    *,
+    classlabels_int64s: Sequence[int] = (),
+    classlabels_strings: Sequence[str] = (),
+) -> list[dict[Any, float]]:
+    """One dictionary for each row: label -> value."""
+    labels: list[Any] = [*classlabels_strings] or [*classlabels_int64s]
+    rows = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(0, len(labels))
+    return [dict(zip(labels, row.tolist(), strict=True)) for row in rows]

@@ -73,8 +73,10 @@ def string_normalizer(
     """Drops stop words and changes case. Cases are Unicode's default ones whatever the locale."""
     if x.ndim not in (1, 2) or (x.ndim == 2 and x.shape[0] != 1):
         raise DefinitionError(f"strings of shape {x.shape}: expected [C] or [1, C]")
-    change = {"NONE": str, "LOWER": str.lower, "UPPER": str.upper}[case_change_action]
-    fold = str if is_case_sensitive else str.lower
+    changes: dict[str, Callable[[str], str]]
+    changes = {"NONE": str, "LOWER": str.lower, "UPPER": str.upper}
+    change = changes[case_change_action]
+    fold: Callable[[str], str] = str if is_case_sensitive else str.lower
     dropped = {fold(w) for w in stopwords}
     kept = [change(s) for s in x.ravel() if fold(s) not in dropped] or [""]
     return strings(kept, (*x.shape[:-1], len(kept)))
@@ -101,7 +103,7 @@ def tf_idf_vectorizer(
     weights: Sequence[float] = (),
 ) -> np.ndarray:
     """Counts n-grams of the last axis, with up to `max_skip_count` items between neighbours."""
-    pool = list(pool_strings) or list(pool_int64s)
+    pool: list[Any] = [*pool_strings] or [*pool_int64s]
     grams: dict[tuple[Any, ...], int] = {}
     ends = [*ngram_counts[1:], len(pool)]
     number = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxjit.codegen.evaluate import evaluate
-from onnxjit.codegen.expr import Dim, as_int, leaves
+from onnxjit.codegen.expr import Dim, leaves
 from onnxjit.codegen.kernel import Kernel, TensorType
 from onnxjit.program import KernelCall, Program
 

@@ -115,7 +115,9 @@ class _Fusion:
         tried: set[str] = set()
         while True:
             kernel = self.kernel(k)
-            v = next((b for b in kernel.inputs if b not in tried and self.producer(b) is not None), None)
+            v = next(
+                (b for b in kernel.inputs if b not in tried and self.producer(b) is not None), None
+            )
             if v is None:
                 return
             tried.add(v)
@@ -174,7 +176,11 @@ class _Fusion:
                 return None
             return new if self.recogniser.operands(new, {}) is not None else None
         points = max(
-            typical(product([*(a.extent for a in s.axes), *(a.extent for r in s.reduces for a in r.axes)]))
+            typical(
+                product(
+                    [*(a.extent for a in s.axes), *(a.extent for r in s.reduces for a in r.axes)]
+                )
+            )
             for s, _ in reads
         )
         made = typical(maker.types[maker.outputs[0]].elements)
@@ -221,9 +227,9 @@ class _Fusion:
             new = with_epilogue(maker, kernel) or self.row_epilogue(maker, kernel)
             if new is None:
                 continue
-            c, s = self.calls[k], self.calls[source]
-            assert c is not None and s is not None
-            self.set(k, new, (*s.origin, *c.origin))
+            reader, writer = self.calls[k], self.calls[source]
+            assert reader is not None and writer is not None
+            self.set(k, new, (*writer.origin, *reader.origin))
             self.drop_if_unused(source)
             return
 
@@ -255,9 +261,7 @@ class _Fusion:
         )
         if len(candidates) > MOST_BUFFERS:
             return None
-        return Kernel(
-            kernel.name, used_inputs(stages, candidates), kernel.outputs, stages, types
-        )
+        return Kernel(kernel.name, used_inputs(stages, candidates), kernel.outputs, stages, types)
 
 
 def _reduces_last(maker: Kernel) -> bool:
@@ -342,7 +346,9 @@ def with_epilogue(maker: Kernel, kernel: Kernel) -> Kernel | None:
             return None
     # The reader in terms of the maker's axes: its axis at position p is what the maker stores to p.
     table: dict[Expr, Expr] = {a: ZERO for a in reader.axes if a.extent is ONE}
-    table.update({i: w for i, w in zip(read.index, final.store, strict=True) if isinstance(i, Axis)})
+    table.update(
+        {i: w for i, w in zip(read.index, final.store, strict=True) if isinstance(i, Axis)}
+    )
     put: Callable[[Load], Expr | None] = lambda x: final.value if x is inner else None  # noqa: E731
     inner = substitute(read, table)
     value = map_loads(substitute(reader.value, table), put)

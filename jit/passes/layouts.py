@@ -94,7 +94,8 @@ def column_last(
     # Output dims that only select a filter (channels and their groups) go last, filters innermost;
     # what selects a batch of a run-time operand is no filter.
     only = in_y if c.y in constants else in_y - in_x
-    rows, channels = [], []
+    rows: list[int] = []
+    channels: list[int] = []
     for p, e in enumerate(final.store):
         axes = {a for a in axes_of(e) if a.extent is not ONE}
         (channels if axes and axes <= only else rows).append(p)

@@ -32,10 +32,10 @@ from onnxjit.codegen.tensor import (
     finish,
     placeholder,
 )
+from onnxjit.control import CONTROL_OPERATORS
 from onnxjit.dims import DimExpr
 from onnxjit.errors import ModelError, UnsupportedNode, UnsupportedOperators
 from onnxjit.graph import Graph, Node, Value
-from onnxjit.control import CONTROL_OPERATORS
 from onnxjit.operators.registry import Operator, find, keyword_arguments
 from onnxjit.operators.sequence import OPAQUE_OPERATORS
 from onnxjit.passes.late import (
@@ -295,7 +295,9 @@ class _Lowering:
         t = self.types[self.ids[name]]
         if t is OPAQUE:
             return Value(name, self.declared_types.get(self.ids[name], ""), None)
-        shape = tuple(s if (s := as_int(d)) is not None else DimExpr("symbol", (to_text(d),)) for d in t.shape)
+        shape = tuple(
+            s if (s := as_int(d)) is not None else DimExpr("symbol", (to_text(d),)) for d in t.shape
+        )
         return Value(name, t.dtype, shape)
 
     def arguments(self, node: Node) -> list[Tensor | None]:
@@ -393,7 +395,13 @@ class _Lowering:
         sizes = [as_int(kernel.types[v].elements) for v in (*kernel.outputs, *kernel.inputs)]
         if any(s is None or s > FOLD_ELEMENTS for s in sizes):
             return False
-        if any((as_int(product(a.extent for a in r.axes)) or 0) * (as_int(product(a.extent for a in s.axes)) or 0) > 1 << 22 for s in kernel.stages for r in s.reduces):
+        if any(
+            (as_int(product(a.extent for a in r.axes)) or 0)
+            * (as_int(product(a.extent for a in s.axes)) or 0)
+            > 1 << 22
+            for s in kernel.stages
+            for r in s.reduces
+        ):
             return False
         results = evaluate(kernel, {v: self.constants[v] for v in kernel.inputs})
         for vid, data in zip(kernel.outputs, results, strict=True):

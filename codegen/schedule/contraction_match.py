@@ -1,0 +1,139 @@
+"""Recognises sums of products by their structure and sorts their axes by role."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnxjit.codegen.expr import (
+    ONE,
+    Apply,
+    Axis,
+    Const,
+    Expr,
+    Load,
+    Reduce,
+    as_int,
+    axes_of,
+    fresh_axis,
+    loads,
+    walk,
+)
+from onnxjit.codegen.kernel import Stage, product
+from onnxjit.codegen.schedule.axes import (
+    FlatStage,
+    coefficient,
+    flatten_stage,
+    magnitude,
+    merge_axes,
+    split_axes,
+    typical,
+)
+from onnxjit.codegen.schedule.reduction import replace_node
+from onnxjit.codegen.schedule.request import Declined, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """A stage recognised as a contraction, its axes sorted by role."""
+
+    stage: FlatStage
+    red: Reduce
+    x: Load
+    y: Load
+    batch: tuple[Axis, ...]
+    m: tuple[Axis, ...]
+    n: tuple[Axis, ...]
+    k: tuple[Axis, ...]
+    window: Stage | None
+
+
+def recognise(r: Request) -> Contraction:
+    """The contraction that a kernel is, or `Declined`."""
+    k = r.kernel
+    window: Stage | None = None
+    final = k.stages[-1]
+    layouts = dict(r.layouts)
+    if len(k.stages) == 2 and not k.stages[0].reduces and not k.stages[0].index:
+        window = k.stages[0]
+        rank = len(window.axes)
+        layouts[window.buffer] = (0, *range(2, rank), 1) if rank > 2 else tuple(range(rank))
+    elif len(k.stages) != 1:
+        raise Declined(f"{len(k.stages)} stages")
+    if sum(s.buffer == final.buffer for s in k.stages) > 1:
+        raise Declined("several stages store the output")
+    reds = final.reduces
+    if len(reds) != 1 or reds[0].fn != "sum":
+        raise Declined("not one sum")
+    body = reds[0].body
+    if not (isinstance(body, Apply) and body.fn == "mul" and body.dtype == "float32"):
+        raise Declined(f"the sum is not over a product of float32 values but {body.dtype}")
+    if not all(isinstance(a, Load) for a in body.args):
+        raise Declined("a factor is not a plain read")
+    if as_int(product(a.extent for a in reds[0].axes)) == 0:
+        raise Declined("nothing is summed")
+    stage = split_axes(flatten_stage(final, k.types, layouts))
+    if not any(isinstance(x, Reduce) for x in walk(stage.value)):
+        raise Declined("the sum has one term")
+    order = sorted(stage.axes, key=lambda a: stride_of(stage.offset, a), reverse=True)
+    if window is None:
+        stage, order = merge_axes(stage, order)
+    (red,) = [x for x in walk(stage.value) if isinstance(x, Reduce)]
+    p, q = red.body.args  # type: ignore[attr-defined]
+    if not (isinstance(p, Load) and isinstance(q, Load)):
+        raise Declined("a factor is not a plain read")
+    in_p, in_q = axes_of(p.index[0]), axes_of(q.index[0])
+    inner = order[-1] if order else None
+    swap = inner is not None and inner in in_p and inner not in in_q
+    fixed = [v.buffer in r.constants for v in (p, q)]
+    if window is not None:
+        swap = q.buffer == window.buffer
+    elif k.types[final.buffer].rank > 2 and fixed[0] != fixed[1]:
+        swap = fixed[0]
+    elif not any(a in in_q and a not in in_p for a in order):
+        swap = True
+    x, y = (q, p) if swap else (p, q)
+    in_x, in_y = (in_q, in_p) if swap else (in_p, in_q)
+    for e in (x.index[0], y.index[0], stage.offset):
+        for a in (*order, *red.axes):
+            if coefficient(e, a) is None:
+                raise Declined("an index is not affine")
+    if any(isinstance(v, Load) for e in (x.index[0], y.index[0]) for v in walk(e)):
+        raise Declined("an operand is read through data")
+    others = [v for v in loads(replace_node(stage.value, red, Const(0, red.dtype)))]
+    if any(v.buffer in (y.buffer, window.buffer if window else None) for v in others):
+        raise Declined("an operand is read again after the sum")
+    m = tuple(a for a in order if a in in_x and a not in in_y)
+    n = tuple(a for a in order if a in in_y and a not in in_x)
+    batch = tuple(a for a in order if (a in in_x) == (a in in_y))
+    if not n and window is not None and y.buffer in r.constants and m:
+        # One filter: a tile with one useful column still beats a scalar sum over the window.
+        n = (fresh_axis(ONE),)
+    if not n:
+        raise Declined("no column axis")
+    if window is not None and x.buffer != window.buffer:
+        raise Declined("the padded operand is the column operand")
+    if any(a not in in_x and a not in in_y for a in red.axes):
+        raise Declined("a summed axis occurs in no operand")
+    width = as_int(column_axis(n, stage.offset).extent)
+    if width is not None and width < 4 and window is None:
+        raise Declined(f"only {width} columns")
+    return Contraction(stage, red, x, y, batch, m, n, red.axes, window)
+
+
+def stride_of(e: Expr, a: Axis) -> float:
+    c = coefficient(e, a)
+    return magnitude(c) if c is not None else 0.0
+
+
+def column_axis(n: Sequence[Axis], offset: Expr) -> Axis:
+    """The column axis that register tiles run along: contiguous in the output, or the longest."""
+
+    def key(a: Axis) -> tuple[bool, int]:
+        size = typical(a.extent)
+        return (coefficient(offset, a) is ONE and size >= 8, size)
+
+    return max(n, key=key)
+
+
+__all__ = ["Contraction", "column_axis", "recognise", "stride_of"]
