@@ -15,7 +15,7 @@ from onnxjit.artifact import Artifact, TensorInfo
 from onnxjit.codegen.build import Builder
 from onnxjit.codegen.build import key as source_key
 from onnxjit.codegen.cache import Cache
-from onnxjit.codegen.packing import pack
+from onnxjit.codegen.packing import arranged, pack
 from onnxjit.codegen.target import Target, host
 from onnxjit.codegen_calls import Generated, ScheduledCall, generate
 from onnxjit.dims import DimExpr
@@ -118,18 +118,17 @@ def packed_constants(
     for v in generated.constants:
         q = generated.packings.get(v)
         if q is None:
-            data = program.constants[v]
+            data = arranged(program.constants[v], program.layouts.get(v))
             yield np.require(data, requirements=["C", "A"])
             continue
         source = program.constants[q.buffer]
-        flat = source.reshape(-1) if source.flags.c_contiguous else np.ravel(source)
-        nbytes = q.elements * flat.itemsize
+        nbytes = q.elements * source.itemsize
         if not passing:
-            yield pack(flat, q)
+            yield pack(source, q)
             continue
         if memory.nbytes < nbytes:
             memory = np.empty(nbytes, np.uint8)
-        yield pack(flat, q, memory[:nbytes].view(flat.dtype))
+        yield pack(source, q, memory[:nbytes].view(source.dtype))
 
 
 def with_shapes(graph: Graph, shapes: Shapes) -> Graph:

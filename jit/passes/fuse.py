@@ -20,6 +20,7 @@ from onnxjit.codegen.expr import (
     Reduce,
     as_int,
     axes_of,
+    children,
     loads,
     map_loads,
     poly_terms,
@@ -45,7 +46,11 @@ from onnxjit.program import HostCall, KernelCall, Program
 LARGEST = 400
 """Most nodes of a fused expression: bounds compile time."""
 
+DEEPEST = 100
+"""Most levels of a fused expression: printers and rewriters recurse over it."""
+
 MOST_BUFFERS = 24
+MOST_STAGES = 12
 
 
 def fuse(p: Program, target: Target) -> Program:
@@ -74,6 +79,8 @@ class _Fusion:
             if isinstance(c, KernelCall):
                 self.absorb(k)
                 self.epilogue(k)
+                while self.join_rows(k):
+                    self.absorb(k)
         return self.p.replace(calls=tuple(c for c in self.calls if c is not None))
 
     # --- bookkeeping --------------------------------------------------------------------------
@@ -263,6 +270,54 @@ class _Fusion:
             return None
         return Kernel(kernel.name, used_inputs(stages, candidates), kernel.outputs, stages, types)
 
+    # --- two row kernels into one ---------------------------------------------------------------
+
+    def join_rows(self, k: int) -> bool:
+        """Takes in a row kernel that only this row kernel reads, where both have the same rows."""
+        kernel = self.kernel(k)
+        if not self.is_rows(kernel):
+            return False
+        for v in kernel.inputs:
+            source = self.producer(v)
+            if source is None or not self.only_user(v, k):
+                continue
+            maker = self.kernel(source)
+            if len(maker.outputs) != 1 or not self.is_rows(maker):
+                continue
+            stages = (*maker.stages, *kernel.stages)
+            types = {**maker.types, **kernel.types}
+            candidates = dict.fromkeys((*maker.inputs, *kernel.inputs))
+            inputs = used_inputs(stages, (b for b in candidates if b != v))
+            if len(inputs) > MOST_BUFFERS or len(stages) > MOST_STAGES:
+                continue
+            rows = row_count(stages, kernel)
+            if rows is None or rows is not row_count(kernel.stages, kernel):
+                continue
+            if rows is not row_count(maker.stages, maker):
+                continue
+            reader, writer = self.calls[k], self.calls[source]
+            assert reader is not None and writer is not None
+            merged = Kernel(kernel.name, inputs, kernel.outputs, stages, types)
+            self.set(k, merged, (*writer.origin, *reader.origin))
+            self.drop_if_unused(source)
+            return True
+        return False
+
+    def is_rows(self, kernel: Kernel) -> bool:
+        if len(kernel.stages) < 2 or is_window(kernel) or any(s.index for s in kernel.stages):
+            return False
+        reduces = any(s.reduces for s in kernel.stages)
+        return reduces and self.recogniser.operands(kernel, {}) is None
+
+
+def row_count(stages: tuple[Stage, ...], kernel: Kernel) -> Expr | None:
+    """How many rows the stages share; None when they share none."""
+    try:
+        rows, _ = align_rows(stages, set(kernel.outputs))
+    except Declined:
+        return None
+    return product(a.extent for a in rows) if rows else None
+
 
 def _reduces_last(maker: Kernel) -> bool:
     """Whether the reduction runs over the contiguous axis of what it reads (row-major)."""
@@ -324,7 +379,22 @@ def substituted(reader: Kernel, stage: Stage, maker: Kernel) -> Kernel:
 def limited(k: Kernel) -> Kernel | None:
     if len(k.inputs) > MOST_BUFFERS:
         return None
-    return None if any(sum(1 for _ in walk(s.value)) > LARGEST for s in k.stages) else k
+    for s in k.stages:
+        if sum(1 for _ in walk(s.value)) > LARGEST or depth(s.value) > DEEPEST:
+            return None
+    return k
+
+
+def depth(e: Expr) -> int:
+    """Levels of an expression."""
+    memo: dict[Expr, int] = {}
+
+    def go(x: Expr) -> int:
+        if x not in memo:
+            memo[x] = 1 + max(map(go, children(x)), default=0)
+        return memo[x]
+
+    return go(e)
 
 
 def with_epilogue(maker: Kernel, kernel: Kernel) -> Kernel | None:

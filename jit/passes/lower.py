@@ -352,8 +352,8 @@ class _Lowering:
         if left != kernel.outputs:
             kept = prune(kernel.stages, left)
             kernel = Kernel(kernel.name, used_inputs(kept, inputs), left, kept, kernel.types)
-        kernel = self.fold_stages(kernel)
-        self.calls.append(KernelCall(kernel, (str(node),)))
+        for part in separate(self.fold_stages(kernel)):
+            self.calls.append(KernelCall(part, (str(node),)))
 
     def guard(self, trace: Trace, node: Node) -> None:
         for pair in trace.guards:
@@ -487,6 +487,16 @@ class _Lowering:
 
 
 _FOLLOWED = ("int64", "int32", "bool", "float32", "float64")
+
+
+def separate(k: Kernel) -> list[Kernel]:
+    """One kernel per output where all outputs are plain reads, so that each can be fused away."""
+    plain = all(isinstance(s.value, Load) and not s.index for s in k.stages)
+    if len(k.outputs) < 2 or len(k.stages) != len(k.outputs) or not plain:
+        return [k]
+    return [
+        Kernel(k.name, used_inputs((s,), k.inputs), (s.buffer,), (s,), k.types) for s in k.stages
+    ]
 
 
 def kernel_name(node: Node) -> str:
