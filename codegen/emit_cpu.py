@@ -21,15 +21,21 @@ from onnxjit.codegen.expr import (
     as_int,
     children,
     leaves,
+    substitute,
     walk,
 )
 from onnxjit.codegen.loops import Address, Assign, Call, For, If, LoopNest, Stmt, Store
+from onnxjit.codegen.simplify import is_nonneg
 
 _INFIX = {
     "lt": "<", "le": "<=", "eq": "==", "ne": "!=",
 }  # fmt: skip
 _FLOAT_INFIX = {"add": "+", "sub": "-", "mul": "*"}
 _CALLS = {"min": "min_", "max": "max_", "pow": "pow_", "abs": "abs_", "round": "round_"}
+
+
+DATA = ("acc", "scalar", "v")
+"""How variables that hold data (accumulators, row results) begin; they may be negative."""
 
 
 class Printer:
@@ -146,6 +152,10 @@ class Printer:
             return self.constant(e)
         if isinstance(e, Apply) and e.fn == "select" and self.is_guarded(e):
             return self.branch(e)
+        if isinstance(e, Apply) and e.fn == "logical_and":
+            for guard, rest in (e.args, e.args[::-1]):
+                if not _has_loads(guard) and _has_loads(rest):
+                    return self.conjunction(e, guard, rest)
         text = self._plain(e)
         shared = getattr(self, "uses", {}).get(e, 0) > 1
         if (shared and self.is_work(e)) or len(text) > 160:
@@ -185,6 +195,20 @@ class Printer:
             self.line(f"{name} = {self.expression(a)}")
             self.scopes.pop()
             self.depth -= 1
+        self.scopes[-1][e] = name
+        return name
+
+    def conjunction(self, e: Expr, guard: Expr, rest: Expr) -> str:
+        """`guard and rest` without evaluating `rest`, whose reads the guard may protect."""
+        name = f"t{self.temps}"
+        self.temps += 1
+        self.line(f"{name} = {self.expression(guard)}")
+        self.line(f"if {name}:")
+        self.depth += 1
+        self.scopes.append({})
+        self.line(f"{name} = {self.expression(rest)}")
+        self.scopes.pop()
+        self.depth -= 1
         self.scopes[-1][e] = name
         return name
 
@@ -246,8 +270,6 @@ class Printer:
         return f"{name}({', '.join(args)})"
 
     def unsigned(self, e: Apply) -> bool:
-        from onnxjit.codegen.simplify import is_nonneg
-
         k = as_int(e.args[1])
         divisor = (k is not None and k > 0) or (k is None and is_nonneg(e.args[1]))
         return divisor and _nonneg(e.args[0])
@@ -267,14 +289,11 @@ class Printer:
 
 
 def _nonneg(e: Expr) -> bool:
-    """Range proof in a nest, where tile numbers and derived axes are non-negative variables."""
-    from onnxjit.codegen.expr import fresh_axis, substitute
-    from onnxjit.codegen.simplify import is_nonneg
-
-    table: dict[Expr, Expr] = {
-        v: Dim(f"?{v.name}") for v in leaves(e) if isinstance(v, Var) and v.dtype == INDEX
-    }
-    del fresh_axis
+    """Range proof in a nest: variables count tiles, rows and axes, except those that hold data."""
+    counters = [v for v in leaves(e) if isinstance(v, Var) and v.dtype == INDEX]
+    if any(v.name.startswith(DATA) for v in counters):
+        return False
+    table: dict[Expr, Expr] = {v: Dim(f"?{v.name}") for v in counters}
     return is_nonneg(substitute(e, table) if table else e)
 
 

@@ -7,8 +7,8 @@ names a kernel may use are those of `dialect_cuda.namespace()`.
 from __future__ import annotations
 
 from onnxjit.codegen.dialect_cuda import MEMORY
-from onnxjit.codegen.emit_cpu import Printer, _has_loads
-from onnxjit.codegen.expr import Apply, Expr, Load, Var, as_int, leaves, walk
+from onnxjit.codegen.emit_cpu import Printer
+from onnxjit.codegen.expr import Expr, Load, as_int, walk
 from onnxjit.codegen.loops import Barrier, LoopNest, Stmt, Store
 
 _SHARED = {"float16": "float32", "bfloat16": "float32", "bool": "uint8"}
@@ -78,33 +78,6 @@ class CudaPrinter(Printer):
         if dtype in MEMORY and e.buffer not in self.shared:
             return f"from_{dtype}({text})"
         return text
-
-    def expression(self, e: Expr) -> str:
-        if isinstance(e, Apply) and e.fn == "logical_and" and not any(e in x for x in self.scopes):
-            for guard, rest in (e.args, e.args[::-1]):
-                if not _has_loads(guard) and _has_loads(rest):
-                    return self.conjunction(e, guard, rest)
-        return super().expression(e)
-
-    def conjunction(self, e: Expr, guard: Expr, rest: Expr) -> str:
-        """`guard and rest` without evaluating `rest`, whose reads the guard may protect."""
-        name = f"t{self.temps}"
-        self.temps += 1
-        self.line(f"{name} = {self.expression(guard)}")
-        self.line(f"if {name}:")
-        self.depth += 1
-        self.scopes.append({})
-        self.line(f"{name} = {self.expression(rest)}")
-        self.scopes.pop()
-        self.depth -= 1
-        self.scopes[-1][e] = name
-        return name
-
-    def unsigned(self, e: Apply) -> bool:
-        """Accumulators hold data, which may be negative; all other int64 variables count tiles,
-        threads and axes."""
-        data = any(isinstance(v, Var) and v.name.startswith(("acc", "scalar")) for v in leaves(e))
-        return not data and super().unsigned(e)
 
 
 def emit(nest: LoopNest) -> str:

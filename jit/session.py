@@ -5,25 +5,23 @@ from __future__ import annotations
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxjit import session_errors
-from onnxjit.errors import InputError, ModelError, NotAModelError, UnsupportedOperators
-from onnxjit.session_errors import (
-    Fail,
-    InvalidArgument,
-    InvalidGraph,
-    InvalidProtobuf,
-    NoSuchFile,
-    RuntimeException,
-)
+from onnxjit.errors import InputError, ModelError
+from onnxjit.session_errors import Fail, InvalidArgument, RuntimeException
+from onnxjit.session_load import load, without_initializers
 from onnxjit.session_options import RunOptions, SessionOptions
 from onnxjit.session_profile import SessionProfile
+from onnxjit.session_providers import (
+    PROVIDER,
+    get_all_providers,
+    get_available_providers,
+    normalized_providers,
+)
 from onnxjit.session_types import (
     ModelMetadata,
     NodeArg,
@@ -42,18 +40,6 @@ __all__ = [
     "InferenceSession", "get_all_providers", "get_available_providers", "get_device",
     "get_version_string", "set_default_logger_severity", "set_default_logger_verbosity",
 ]  # fmt: skip
-
-PROVIDER = "CPUExecutionProvider"
-
-
-def get_available_providers() -> list[str]:
-    """The execution providers that sessions can use."""
-    return [PROVIDER]
-
-
-def get_all_providers() -> list[str]:
-    """The execution providers that any build has."""
-    return [PROVIDER]
 
 
 def get_device() -> str:
@@ -379,82 +365,6 @@ class InferenceSession:
         raise TypeError("cannot pickle 'InferenceSession' object")
 
 
-def load(source: str | bytes | os.PathLike[str], options: SessionOptions) -> CompiledModel:
-    """Compiles a model with the options of a session, its errors as sessions have them."""
-    from onnxjit.api import compile
-
-    path = None if isinstance(source, bytes) else os.fspath(source)
-    if path is not None and not os.path.exists(path):
-        raise NoSuchFile(f"Load model from {path} failed:Load model {path} failed. "
-                         "File doesn't exist")  # fmt: skip
-    if source == b"":
-        raise InvalidArgument("No graph was found in the protobuf.")
-    if not -1 <= options.log_severity_level <= 4:
-        raise RuntimeError(
-            "Invalid session log severity level. Not a valid onnxruntime::logging::Severity "
-            f"value: {options.log_severity_level}"
-        )
-    threads = options.intra_op_num_threads if options.intra_op_num_threads > 0 else None
-    try:
-        overrides = free_dimensions(source, options)
-        return compile(source, device="cpu", threads=threads, overrides=overrides)
-    except NotAModelError as error:
-        text = "Failed to load model because protobuf parsing failed."
-        if path is not None:
-            text = f"Load model from {path} failed:Protobuf parsing failed."
-        raise InvalidProtobuf(text) from error
-    except UnsupportedOperators as error:
-        lines = (
-            f"Could not find an implementation for {n.op}({n.version}) node with name '{n.name}': "
-            f"{n.reason}"
-            for n in error.nodes
-        )
-        raise session_errors.NotImplemented("\n".join(lines)) from error
-    except ModelError as error:
-        if path is not None:
-            raise InvalidGraph(f"Load model from {path} failed:{error}") from error
-        raise InvalidGraph(f"This is an invalid model. {error}") from error
-
-
-def free_dimensions(
-    source: str | bytes | os.PathLike[str], options: SessionOptions
-) -> dict[str, int]:
-    """The overrides that concern dimensions of the model's inputs, by name."""
-    if not options._overrides and not options._denotations:
-        return {}
-    chosen: dict[str, int] = {}
-    for value in read_proto(source, external=False).graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            name = dim.dim_param
-            if name in options._overrides:
-                chosen[name] = options._overrides[name]
-            elif dim.denotation in options._denotations and name:
-                chosen[name] = options._denotations[dim.denotation]
-    return chosen
-
-
-def read_proto(source: str | bytes | os.PathLike[str], external: bool) -> Any:
-    """The ModelProto of a model. Raises `NotAModelError`."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        if isinstance(source, bytes):
-            return onnx.load_from_string(source)
-        return onnx.load(os.fspath(source), load_external_data=external)
-    except DecodeError as error:
-        raise NotAModelError(str(error)) from error
-
-
-def without_initializers(source: str | bytes | os.PathLike[str], names: frozenset[str]) -> bytes:
-    """The model in which the initializers called `names` are inputs only."""
-    model = read_proto(source, external=True)
-    kept = [t for t in model.graph.initializer if t.name not in names]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    return bytes(model.SerializeToString())
-
-
 def picker(names: list[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
     """A function that takes the values of `names` from a mapping."""
     if len(names) > 1:
@@ -482,56 +392,3 @@ def node_arg(info: TensorInfo) -> NodeArg:
 def overridable_info(row: Sequence[Any]) -> NodeArg:
     name, dtype, shape = row
     return NodeArg(name, type_text(dtype), list(shape))
-
-
-def normalized_providers(providers: Any, provider_options: Any) -> dict[str, dict[str, str]]:
-    """Providers with their options, in order. ValueError for arguments of another form; names that
-    are not available are warned about and kept, repeated ones are warned about and dropped."""
-    available = get_available_providers()
-    chosen: dict[str, dict[str, str]] = {}
-    if providers is None:
-        return chosen
-    if not isinstance(providers, Sequence):
-        raise ValueError("'providers' should be a sequence.")
-    pairs: list[tuple[str, Mapping[Any, Any]]] = []
-    if provider_options is not None:
-        if not isinstance(provider_options, Sequence):
-            raise ValueError("'provider_options' should be a sequence.")
-        if len(providers) != len(provider_options):
-            raise ValueError(
-                "'providers' and 'provider_options' should be the same length if both are given."
-            )
-        if not all(isinstance(p, str) for p in providers):
-            raise ValueError(
-                "Only string values for 'providers' are supported if 'provider_options' is given."
-            )
-        if not all(isinstance(o, dict) for o in provider_options):
-            raise ValueError("'provider_options' values must be dicts.")
-        pairs = list(zip(providers, provider_options, strict=True))
-    else:
-        for p in providers:
-            if isinstance(p, str):
-                pairs.append((p, {}))
-            elif (
-                isinstance(p, tuple)
-                and len(p) == 2
-                and isinstance(p[0], str)
-                and isinstance(p[1], dict)
-            ):
-                pairs.append(p)
-            else:
-                raise ValueError(
-                    "'providers' values must be either strings or (string, dict) tuples."
-                )
-    for name, options in pairs:
-        if name not in available:
-            warnings.warn(
-                f"Specified provider '{name}' is not in available provider names."
-                f"Available providers: '{', '.join(available)}'",
-                stacklevel=4,
-            )
-        if name in chosen:
-            warnings.warn(f"Duplicate provider '{name}' encountered, ignoring.", stacklevel=4)
-            continue
-        chosen[name] = {str(k): str(v) for k, v in options.items()}
-    return chosen

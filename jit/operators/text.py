@@ -33,7 +33,7 @@ def string_concat(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @operator("RegexFullMatch", since=20, host=True, infer=_same_shape("bool"))
-def regex_full_match(x: np.ndarray, *, pattern: str) -> np.ndarray:
+def regex_full_match(x: np.ndarray, *, pattern: str = "") -> np.ndarray:
     expression = re.compile(pattern)
     found = [expression.fullmatch(s) is not None for s in x.ravel()]
     return np.array(found, bool).reshape(x.shape)
