@@ -1,4 +1,4 @@
-"""What is computed: a `Kernel` is a list of stages, each one an expression over indices, no loops."""
+"""What is computed: a `Kernel` is a list of stages, expressions over indices without loops."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Kernel:
         return Kernel(self.name, ins, tuple(name(b) for b in self.outputs), stages, types)
 
     def flops(self) -> Expr:
-        """Arithmetic operations (a fused multiply-add counts two; costs of functions weighted 1)."""
+        """Arithmetic operations (a fused multiply-add counts two, every function one)."""
         total: Expr = index(0)
         for s in self.stages:
             total = total + product(a.extent for a in s.axes) * count_flops(s.value)

@@ -48,7 +48,7 @@ def flattened(source: np.ndarray) -> np.ndarray:
 
 
 def arranged(source: np.ndarray, order: tuple[int, ...] | None) -> np.ndarray:
-    """A C-contiguous array whose axes are those of `source` in physical order (None: as they are)."""
+    """A C-contiguous array whose axes are those of `source` in physical order (None: as is)."""
     return np.ascontiguousarray(source if order is None else source.transpose(order))
 
 

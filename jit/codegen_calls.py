@@ -39,7 +39,8 @@ from onnxjit.runtime.plan import Source as DimOrigin
 
 @dataclass(frozen=True, slots=True)
 class ScheduledCall:
-    """A kernel call with its nest and source. `buffers` are value ids; "pack:N" a packed constant."""
+    """A kernel call with its nest and source. A buffer is a value id, or "pack:N": a packed
+    constant."""
 
     call: KernelCall
     nest: LoopNest
@@ -89,11 +90,11 @@ def single_stages(c: KernelCall) -> list[KernelCall]:
 
 
 WIDE_COST = 15
-"""Functions from this cost on (exp, erf, …) gain from 512-bit vectors; measured 1.2 to 1.6 times."""
+"""Functions from this cost on (exp, erf, …) gain 1.2 to 1.6 times from 512-bit vectors."""
 
 
 def wide(nest: LoopNest) -> bool:
-    """Whether a kernel should use the widest vectors: register tiles do, and so do long formulas."""
+    """Whether a kernel should use the widest vectors, as register tiles and long formulas do."""
     if nest.symbols:
         return True
     return any(

@@ -8,6 +8,7 @@ and keeps what it compiled for the next call that is like it.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,22 +38,24 @@ class Settings:
     `builder` compiles; without one, a builder without worker processes is made when it is needed.
     """
 
-    __slots__ = ("_builder", "_lock", "cache", "threads")
+    __slots__ = ("_builder", "_lock", "_owner", "cache", "threads")
 
     def __init__(
         self, cache: Cache | None = None, threads: int | None = None, builder: Builder | None = None
     ) -> None:
         self.cache, self.threads = cache, threads
         self._builder = builder
+        self._owner = os.getpid()
         self._lock = threading.Lock()
 
     @property
     def builder(self) -> Builder:
         with self._lock:
-            if self._builder is None:
+            if self._builder is None or self._owner != os.getpid():  # no builder survives a fork
                 from onnxjit.codegen.build import Builder
 
                 self._builder = Builder(jobs=0, cache=self.cache)
+                self._owner = os.getpid()
             return self._builder
 
 

@@ -333,6 +333,8 @@ class Operands:
         first, last = self.block_vars()
         step = length + 16
         k = Axis("ck", run)
+        start: Expr
+        stop: Expr
         if self.row is not None:
             rows = poly_mul(self.block, m_extent)
             at = poly_mul(self.row - first, m_extent) + self.mi
