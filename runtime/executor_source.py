@@ -12,7 +12,7 @@ takes chunks too, then waits until `DONE` counts the workers' chunks. A worker t
 memory only while it owns a chunk of it, so late, slow or absent workers cost nothing and need no
 registration: results and termination never depend on them. `ROW` and `LIMIT` are read before the
 exchange; its success proves that they belonged to that epoch, since the leader rewrites them only
-after the range is empty. Even threads take chunks from the front, odd ones from the back: a thread
+after the range is empty. All threads treat denormal floats as zero while they run steps. Even threads take chunks from the front, odd ones from the back: a thread
 then meets in the next step the part of the data that its caches hold from the last one.
 """
 
@@ -150,6 +150,7 @@ def execute(context):
     threads = load(context + CONTEXT_THREADS)
     pool = load(context + CONTEXT_POOL)
     profile = load(context + CONTEXT_PROFILE)
+    control = flush_denormals()
     leads = False
     if threads > 1 and atomic_load(pool + POOL_WORKERS) > 0:
         leads = compare_exchange(pool + POOL_BUSY, 0, 1)
@@ -171,6 +172,7 @@ def execute(context):
             if not (leads and load(row + ROW_CHUNKS) > 1):
                 busy = profile + 8 * (2 * load(context + CONTEXT_STEPS) + step)
                 store(busy, load(profile + 16 * step + 8) - load(profile + 16 * step))
+    restore_denormals(control)
     if leads:
         atomic_store(pool + POOL_BUSY, 0)
     return 0
@@ -256,6 +258,7 @@ def run(header, arguments, count):
 def worker(pool, thread):
     """Body of worker number `thread` (1, 2, ...): take chunks, spin a little, park; until STOP."""
     atomic_add(pool + POOL_WORKERS, 1)
+    flush_denormals()
     spins = 0
     deadline = 0
     while atomic_load(pool + POOL_STOP) == 0:

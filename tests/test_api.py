@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import onnx
 import pytest
-from api_models import affine, affine_result, broadcasting, integers, two_outputs
+from api_models import NODE, affine, affine_result, broadcasting, integers, two_outputs
 from onnx import external_data_helper
 from small_models import info, model_of, run, weight
 
@@ -183,6 +183,24 @@ def test_kernels_tell_how_they_were_made(model):
     assert "define" in k.llvm and k.key in k.assembly
     with pytest.raises(KeyError):
         model.kernels["no such kernel"]
+
+
+def test_equal_layers_share_a_kernel(build):
+    nodes = [
+        NODE(op, [*inputs], [output])
+        for k in range(3)
+        for op, inputs, output in (
+            ("MatMul", (f"t{k}", f"w{k}"), f"m{k}"),
+            ("Tanh", (f"m{k}",), f"t{k + 1}"),
+        )
+    ]
+    weights = [weight(f"w{k}", (16, 16)) for k in range(3)]
+    proto = model_of(nodes, [info("t0", ("n", 16))], [info("t3", ("n", 16))], weights)
+    made = build(proto)
+    assert len(made.plan.steps) == 3 and len(made.plan.kernels()) == 1
+    assert len({k.key for k in made.kernels.values()}) == 1 and len(made.kernels) == 3
+    x = batch(4, 16)
+    np.testing.assert_allclose(made(x), run(proto, x)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_plan_profile_and_report(model):

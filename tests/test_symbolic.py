@@ -29,7 +29,9 @@ class Net:
         self.constants: dict[str, np.ndarray] = {}
         self.rng = np.random.default_rng(0)
 
-    def __call__(self, op: str, *inputs: str | np.ndarray, outputs: int = 1, **attrs: object) -> str:
+    def __call__(
+        self, op: str, *inputs: str | np.ndarray, outputs: int = 1, **attrs: object
+    ) -> str:
         """Adds a node and returns the name of its (first) output."""
         names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
         made = [f"v{len(self.nodes)}_{k}" for k in range(outputs)]
@@ -253,8 +255,8 @@ def painter() -> Network:
            coordinate_transformation_mode="asymmetric")  # fmt: skip
     a = conv(g("Concat", up, a, axis=1), 24, 8)
     g.named(g("Sigmoid", g("Conv", a, g.weight(2, 8, 1, 1), g.weight(2))), "y")
-    sizes = [(b, h, w) for b in (1, 2) for h, w in
-             [(1, 1), (1, 2), (2, 1), (3, 5), (5, 3), (4, 4), (2, 7), (7, 2), (6, 3), (1, 9)]]  # fmt: skip
+    areas = [(1, 1), (1, 2), (2, 1), (3, 5), (5, 3), (4, 4), (2, 7), (7, 2), (6, 3), (1, 9)]
+    sizes = [(b, h, w) for b in (1, 2) for h, w in areas]
     return Network(
         model(g.nodes, {"image": (F, ("b", 3, "4*h", "4*w"))}, ["y"], g.constants),
         lambda rng, at: {"image": normal(rng, at[0], 3, 4 * at[1], 4 * at[2])},
@@ -313,7 +315,7 @@ def test_sizes_that_contradict_each_other_are_refused() -> None:
     net = NETWORKS["decoder"]()
     run = run_model(net.model)
     feeds = net.feeds(np.random.default_rng(0), (1, 3, 4))
-    with pytest.raises(InputError, match="mask|total"):
+    with pytest.raises(InputError, match=r"mask|total"):
         run({**feeds, "mask": np.ones((1, 9), np.int64)})
     with pytest.raises(InputError, match="past_v"):
         run({**feeds, "past_v": feeds["past_v"][:, :, 1:]})
@@ -349,7 +351,8 @@ def test_sizes_as_outputs() -> None:
     run, low = run_model(m), lower_model(m)
     for a, b in ((1, 1), (4, 7), (0, 5), (2, 0)):
         feeds = {"x": np.zeros((a, b, 3), np.float32)}
-        want = [np.array([a, b, 3]), np.array(a * b * 3), np.array(b // 2), np.arange(b), feeds["x"]]
+        sizes = np.array([a, b, 3])
+        want = [sizes, np.array(a * b * 3), np.array(b // 2), np.arange(b), feeds["x"]]
         for got in (run(feeds), run_program(low, feeds)):
             for g, w in zip(got, want, strict=True):
                 close(g, w)
