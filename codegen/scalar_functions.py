@@ -208,6 +208,16 @@ REDUCTIONS: dict[str, Callable[..., Any]] = {
     "all": np.all,
 }
 
+COMBINE = {
+    "sum": "add",
+    "prod": "mul",
+    "max": "max",
+    "min": "min",
+    "any": "logical_or",
+    "all": "logical_and",
+}
+"""The scalar function that joins two terms of a reduction."""
+
 
 def reduction_identity(fn: str, dtype: str) -> Any:
     """The value that leaves `fn` unchanged, as a Python number of the dtype's range."""

@@ -7,7 +7,9 @@ need, and reading a tensor at symbolic indices yields the expression of one elem
 from __future__ import annotations
 
 import contextvars
+import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -42,7 +44,7 @@ from onnxjit.codegen.kernel import (
     split_reader,
     used_inputs,
 )
-from onnxjit.codegen.scalar_functions import reduction_identity
+from onnxjit.codegen.scalar_functions import COMBINE, reduction_identity
 
 Index = tuple[Expr, ...]
 
@@ -544,6 +546,10 @@ def materialize(x: Tensor, prefix: str = "t") -> Tensor:
     return Tensor(x.shape, x.dtype, lambda idx: Load(name, idx, x.dtype), buffer=name)
 
 
+FOLLOWED_TERMS = 64
+"""Most terms of an integer reduction that is followed symbolically."""
+
+
 def reduce_over(
     fn: str,
     shape: Sequence[Expr | int],
@@ -564,7 +570,21 @@ def reduce_over(
     def at(idx: Index) -> Expr:
         return Reduce(fn, bound, body(idx, probe))
 
-    return materialize(Tensor(dims, dtype, at))
+    made = materialize(Tensor(dims, dtype, at))
+    sizes = [as_int(d) or 0 for d in extents]
+    if not dtype.startswith(("int", "bool")) or not 0 < math.prod(sizes) <= FOLLOWED_TERMS:
+        return made
+
+    def read(idx: Index) -> Expr:
+        # Sizes of tensors are reduced in shape arithmetic: such a result is an expression of dims.
+        if all(as_int(i) is not None for i in idx):
+            points = itertools.product(*map(range, sizes))
+            terms = [body(idx, tuple(map(index, r))) for r in points]
+            if not any(loads(t) for t in terms):
+                return functools.reduce(lambda a, b: apply(COMBINE[fn], a, b), terms)
+        return made.at(*idx)
+
+    return Tensor(dims, dtype, read, buffer=made.buffer)
 
 
 def reduce(fn: str, x: Tensor, axes: Sequence[int], keepdims: bool = False) -> Tensor:

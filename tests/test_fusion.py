@@ -127,9 +127,7 @@ PATTERNS = {
         ],
         {"w": normal(8, 1, 3, 3), "low": np.zeros((), F), "high": np.full((), 6, F), **NORM},
     ),
-    "softmax": Pattern(
-        1, {"x": (F, ("n", 3, 17))}, [node("Softmax", ["x"], ["y"], axis=-1)], {}
-    ),
+    "softmax": Pattern(1, {"x": (F, ("n", 3, 17))}, [node("Softmax", ["x"], ["y"], axis=-1)], {}),
     "softmax, written out, masked": Pattern(
         1,
         {"x": (F, ("n", 17)), "mask": (F, (17,))},

@@ -35,6 +35,11 @@ class InProcess(Backend):
     """Compiles in the calling process: the suite's models are too small for worker processes."""
 
     @classmethod
+    def is_compatible(cls, *args: Any, **kwargs: Any) -> bool:
+        """What cannot be compiled fails instead of being skipped."""
+        return True
+
+    @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> CompiledRep:
         return super().prepare(model, device, threads=1, jobs=0, cache=cache_folder(), **kwargs)
 

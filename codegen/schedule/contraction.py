@@ -67,6 +67,7 @@ ROWS_BYTES = 256 * 1024
 """Part of x (or of the copied window) that one tile works on, so that it stays in L2."""
 
 PANEL_BYTES = 256 * 1024
+RESIDENT_BYTES = 400 * 1024
 DEPTH = 1024
 """Longest k that is not blocked: a panel of 32 columns is then 128 KB, an eighth of L2."""
 
@@ -320,16 +321,21 @@ class ContractionNest(Operands):
         finish = self.epilogue(m0, rows, acc_at)
         if blocked:
             finish = (If(apply("eq", kb, self.depth_blocks - 1), finish),)
-        body: tuple[Stmt, ...] = (Assign(m0, mt * mr), *compute, *finish)
+        pb = Var("pb")
+
+        def panels(*inner: Stmt) -> tuple[Stmt, ...]:
+            return (For(panel, pb * self.group, self.panel_stop(), inner),)
+
+        body: tuple[Stmt, ...] = (*compute, *finish)
+        rows_outside = self.panels_stay()
+        body = (Assign(m0, mt * mr), *(panels(*body) if rows_outside else body))
         if self.row is not None:
-            body = (For(mt, ZERO, m_tiles, body),)
             rv = self.row
-            body = (Assign(Var("row_in_block"), rv - first), *body)
+            body = (Assign(Var("row_in_block"), rv - first), For(mt, ZERO, m_tiles, body))
             body = (For(rv, first, last, body),)
         else:
             body = (For(mt, first, last, body),)
-        pb = Var("pb")
-        body = (*copied, For(panel, pb * self.group, self.panel_stop(), body))
+        body = (*copied, *(body if rows_outside else panels(*body)))
         if blocked:
             body = (For(kb, ZERO, index(self.depth_blocks), body),)
         body = (*x.setup, *self.pack_setup, *body)
@@ -351,6 +357,14 @@ class ContractionNest(Operands):
         )
         packed = (self.packing,) if self.packing is not None else ()
         return replace(result, packings=packed)
+
+    def panels_stay(self) -> bool:
+        """Whether all panels of a tile stay in L2, so that rows can be the outer loop: results are
+        then written row by row, which touches far fewer pages at a time."""
+        depth = as_int(self.depth)
+        if depth is None or self.depth_blocks > 1:
+            return False
+        return depth * self.nr * 4 * self.group <= RESIDENT_BYTES
 
     def epilogue(self, m0: Expr, rows: Expr, acc_at: Expr) -> tuple[Stmt, ...]:
         """Stores one tile through the output stage's own expression."""

@@ -33,7 +33,7 @@ from onnxjit.codegen.expr import (
 )
 from onnxjit.codegen.kernel import product
 from onnxjit.codegen.loops import Assign, For, If, Local, LoopNest, Stmt, Store, loop
-from onnxjit.codegen.scalar_functions import reduction_identity
+from onnxjit.codegen.scalar_functions import COMBINE, reduction_identity
 from onnxjit.codegen.schedule.axes import (
     FlatStage,
     by_stride,
@@ -58,15 +58,6 @@ BLOCK = 256
 
 UNROLL = 32
 """Largest constant window that is written out."""
-
-COMBINE = {
-    "sum": "add",
-    "prod": "mul",
-    "max": "max",
-    "min": "min",
-    "any": "logical_or",
-    "all": "logical_and",
-}
 
 
 def identity(fn: str, dtype: str) -> Const:
