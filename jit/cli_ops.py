@@ -18,6 +18,7 @@ def support() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     import onnx.defs
 
     from onnxjit import operators as _operators  # noqa: F401  (fills the operator table)
+    from onnxjit.control import CONTROL_OPERATORS
     from onnxjit.operators.registry import table
 
     rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -34,8 +35,15 @@ def support() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         how = "host" if op.host else "kernel"
         if how not in row["runs"]:
             row["runs"].append(how)
+    schemas = onnx.defs.get_all_schemas_with_history()
+    for name in CONTROL_OPERATORS:
+        first = min(s.since_version for s in schemas if (s.domain, s.name) == ("", name))
+        rows["", name] = {
+            "domain": "ai.onnx", "operator": name, "versions": [f"{first}-"],
+            "runs": ["control flow"], "cases": 0,
+        }  # fmt: skip
     newest: dict[tuple[str, str], Any] = {}
-    for schema in onnx.defs.get_all_schemas_with_history():
+    for schema in schemas:
         key = (schema.domain, schema.name)
         if key not in newest or schema.since_version > newest[key].since_version:
             newest[key] = schema

@@ -187,6 +187,7 @@ def test_ops() -> None:
     data = call_json("ops")
     rows = {row["operator"]: row for row in data["supported"] if row["domain"] == "ai.onnx"}
     assert rows["Conv"]["runs"] == ["kernel"] and rows["Conv"]["cases"] > 0
+    assert rows["NonZero"]["runs"] == ["host"] and rows["Loop"]["runs"] == ["control flow"]
     names = {(row["domain"], row["operator"]) for row in data["missing"]}
     assert not names & {(row["domain"], row["operator"]) for row in data["supported"]}
     assert "MatMulInteger" in call("ops", "matmul")
