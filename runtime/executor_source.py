@@ -12,8 +12,10 @@ takes chunks too, then waits until `DONE` counts the workers' chunks. A worker t
 memory only while it owns a chunk of it, so late, slow or absent workers cost nothing and need no
 registration: results and termination never depend on them. `ROW` and `LIMIT` are read before the
 exchange; its success proves that they belonged to that epoch, since the leader rewrites them only
-after the range is empty. All threads treat denormal floats as zero while they run steps. Even threads take chunks from the front, odd ones from the back: a thread
+after the range is empty. Even threads take chunks from the front, odd ones from the back: a thread
 then meets in the next step the part of the data that its caches hold from the last one.
+
+All threads treat denormal floats as zero while they run steps.
 """
 
 from __future__ import annotations
