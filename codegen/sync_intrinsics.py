@@ -184,8 +184,8 @@ def clock_ns(builder: Builder, function: Value, clock: Value) -> Value:
 OPERATIONS: dict[str, Operation] = {
     f.__name__: f
     for f in (load, load32, store, atomic_load, atomic_store, atomic_add, compare_exchange, pause,
-              flush_denormals, restore_denormals, call_kernel, call0, call0_pointer, call1, call1_void,
-              call2, clock_ns)
+              flush_denormals, restore_denormals, call_kernel, call0, call0_pointer, call1,
+              call1_void, call2, clock_ns)
 }  # fmt: skip
 
 
