@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -72,7 +73,7 @@ class Graph:
         self.constants[name] = data
         return name
 
-    def node(self, op: str, inputs: Sequence[str], outputs: int = 1, **attrs: object) -> list[str]:
+    def node(self, op: str, inputs: Sequence[str], outputs: int = 1, **attrs: Any) -> list[str]:
         names = [f"t{len(self.nodes)}_{k}" for k in range(outputs)]
         self.nodes.append(helper.make_node(op, list(inputs), names, **attrs))
         return names
@@ -85,7 +86,7 @@ class Graph:
         dtype: str = "float32",
         exact: bool = False,
         bounded: bool = True,
-        **attrs: object,
+        **attrs: Any,
     ) -> None:
         names = [x if isinstance(x, str) else x.name for x in inputs]
         (out,) = self.node(op, names, **attrs)
