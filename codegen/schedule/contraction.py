@@ -174,6 +174,9 @@ class ContractionNest(Operands):
             self.block = apply("max", apply("min", fits, share), 1)
             if fixed is not None:
                 self.block = index(max(1, ROWS_BYTES // max(1, fixed)))
+            if self.c.window is None:
+                # There may be one row only: the panels alone must give every thread work.
+                self.group = min(panels, max(4, -(-panels // TILES)))
         if as_int(self.panels) is None:
             most = PANEL_BYTES // (max(1, depth) * 4 * self.nr)
             self.group = min(self.group, max(1, most))
