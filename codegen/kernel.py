@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from onnxjit.codegen.expr import (
@@ -251,6 +251,3 @@ def prune(stages: tuple[Stage, ...], wanted: Iterable[str]) -> tuple[Stage, ...]
             need |= {x.buffer for x in loads(s.value)}
             need |= {x.buffer for i in s.index for x in loads(i)}
     return tuple(reversed(kept))
-
-
-StageFilter = Callable[[Stage], bool]

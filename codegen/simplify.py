@@ -23,14 +23,11 @@ from onnxjit.codegen.expr import (
     Const,
     Dim,
     Expr,
-    Load,
-    Poly,
     as_int,
     from_terms,
     poly_add,
     poly_mul,
     poly_terms,
-    substitute,
 )
 from onnxjit.codegen.scalar_functions import FUNCTIONS, numpy_dtype
 
@@ -470,4 +467,4 @@ def assume(e: Expr, facts: dict[Expr, Expr]) -> Expr:
     return rewrite(e, lambda x: facts.get(x))
 
 
-__all__ = ["Load", "Poly", "assume", "build", "is_less", "is_nonneg", "result_dtype", "substitute"]
+__all__ = ["assume", "build", "is_less", "is_nonneg", "result_dtype"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from onnxjit.codegen.build import Source, symbol_of
 from onnxjit.codegen.build import key as source_key
 from onnxjit.codegen.canonical import canonical
@@ -18,15 +16,13 @@ from onnxjit.codegen.expr import (
     Expr,
     Poly,
     as_int,
-    leaves,
-    loads,
     substitute,
     walk,
 )
 from onnxjit.codegen.kernel import Kernel, Stage, TensorType, used_inputs
 from onnxjit.codegen.loops import LoopNest
 from onnxjit.codegen.packing import Packing
-from onnxjit.codegen.scalar_functions import FUNCTIONS, numpy_dtype
+from onnxjit.codegen.scalar_functions import FUNCTIONS
 from onnxjit.codegen.schedule import NoSchedule, Request, schedule
 from onnxjit.codegen.schedule.request import expressions
 from onnxjit.codegen.target import Target
@@ -279,4 +275,4 @@ def plan_text(e: Expr) -> str:
     raise ModelError(f"a size that this version cannot compute at run time: {e}")
 
 
-__all__ = ["Generated", "ScheduledCall", "generate", "leaves", "loads", "np", "numpy_dtype"]
+__all__ = ["Generated", "ScheduledCall", "generate"]

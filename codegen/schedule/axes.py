@@ -18,7 +18,6 @@ from onnxjit.codegen.expr import (
     apply,
     as_int,
     fresh_axis,
-    index,
     leaves,
     loads,
     map_loads,
@@ -290,6 +289,6 @@ def ceil_div(a: Expr, b: int) -> Expr:
 
 __all__ = [
     "FlatStage", "Layout", "by_stride", "canonical", "ceil_div", "coefficient", "flat_offset",
-    "flatten_loads", "flatten_stage", "index", "magnitude", "merge_axes", "split_axes",
+    "flatten_loads", "flatten_stage", "magnitude", "merge_axes", "split_axes",
     "strides", "typical", "without",
 ]  # fmt: skip

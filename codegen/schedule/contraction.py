@@ -299,7 +299,6 @@ class ContractionNest(Operands):
         compute: tuple[Stmt, ...] = main
         if static is None:
             rows = Var("rows")
-            left = Var("left")
             done = Var("done")
             tail: list[Stmt] = [Assign(done, ZERO)]
             for t in self.cover.tails:
@@ -309,7 +308,6 @@ class ContractionNest(Operands):
                         (*variants(t.mr, ZERO, done), Assign(done, done + t.mr)),
                     )
                 )
-            del left
             compute = (
                 Assign(rows, apply("min", index(mr), m_extent - m0)),
                 If(apply("eq", rows, mr), main, tuple(tail)),

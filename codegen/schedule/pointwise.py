@@ -178,4 +178,4 @@ def with_tiles(outer: Sequence[Axis], body: tuple[Stmt, ...]) -> tuple[tuple[Stm
     return (*sets, *(rename_statement(s, table) for s in body)), tiles
 
 
-__all__ = ["blocked", "concatenated", "finish_nest", "index", "nested", "pointwise", "tiled_map"]
+__all__ = ["blocked", "concatenated", "finish_nest", "nested", "pointwise", "tiled_map"]

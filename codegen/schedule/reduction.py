@@ -190,7 +190,7 @@ def block(r: Request, s: FlatStage, order: list[Axis], lane: Axis) -> LoopNest:
     (red,) = [x for x in walk(s.value) if isinstance(x, Reduce)]
     outer_axes = [a for a in order if a is not lane]
     raxes = ordered_reduction(red)
-    s, outer_axes = merge_outer(s, outer_axes, lane)
+    s, outer_axes = merge_axes(s, outer_axes)
     names, (offset, value) = rename([*outer_axes, lane, *raxes], [s.offset, s.value], "i")
     (red,) = [x for x in walk(value) if isinstance(x, Reduce)]
     outer = names[: len(outer_axes)]
@@ -222,8 +222,7 @@ def block(r: Request, s: FlatStage, order: list[Axis], lane: Axis) -> LoopNest:
         reduced = (If(inner_guard, reduced),) if hoisted else (lanes(If(inner_guard, (update,))),)
     for a in reversed(raxes):
         reduced = (loop(a, *reduced),)
-    offset, value = substitute(offset, table), value
-    final = Store("acc_out", v, v)  # replaced below
+    offset = substitute(offset, table)
     result = substitute(replace_node(value, red, Var("acc_value", red.dtype)), table)
     result = substitute(result, {Var("acc_value", red.dtype): load_acc})
     final = Store(s.buffer, offset, result)
@@ -249,11 +248,6 @@ def block(r: Request, s: FlatStage, order: list[Axis], lane: Axis) -> LoopNest:
         split -= 1
     nest, tiles = with_tiles(outer[:split], inner_loops(outer[split:], *general))
     return finish_nest(r, nest, tiles, "reduction: blocks of outputs", locals=locals_)
-
-
-def merge_outer(s: FlatStage, outer: list[Axis], lane: Axis) -> tuple[FlatStage, list[Axis]]:
-    merged, order = merge_axes(s, outer)
-    return merged, order
 
 
 def _local(acc: Local, at: Expr) -> Expr:

@@ -30,7 +30,6 @@ from onnxjit.codegen.schedule.axes import (
     by_stride,
     drop_unit,
     flat_offset,
-    flatten_loads,
     typical,
 )
 from onnxjit.codegen.schedule.pointwise import GRAIN, finish_nest, inner_loops, with_tiles
@@ -45,12 +44,8 @@ def rows(r: Request) -> LoopNest:
     """Any number of stages whose temporaries are all local to a row."""
     k = r.kernel
     shared, named = align_rows(k.stages, set(k.outputs))
-    from onnxjit.codegen.schedule.axes import strides
-
     final = named[-1]
-    out_strides = strides(k.types[final.buffer], r.layouts.get(final.buffer))
     where = flat_offset(final.store, k.types[final.buffer], r.layouts.get(final.buffer), False)
-    del out_strides
     order = by_stride([a for a in shared if a.extent is not ONE], where)
     canonical = {a: Axis(f"i{n}", a.extent) for n, a in enumerate(order)}
     table: dict[Expr, Expr] = {a: axis for a, axis in canonical.items()}
@@ -225,4 +220,4 @@ def flatten_loads_except(e: Expr, r: Request, temps: set[str]) -> Expr:
     return map_loads(e, flat)
 
 
-__all__ = ["flatten_loads", "rows"]
+__all__ = ["rows"]

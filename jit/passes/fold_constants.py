@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxjit.codegen.evaluate import evaluate
 from onnxjit.codegen.expr import Dim, leaves
-from onnxjit.codegen.kernel import Kernel, TensorType
+from onnxjit.codegen.kernel import Kernel
 from onnxjit.program import KernelCall, Program
 
 
@@ -38,4 +38,4 @@ def depends_on_sizes(k: Kernel) -> bool:
     return False
 
 
-__all__ = ["TensorType", "fold_constants"]
+__all__ = ["fold_constants"]

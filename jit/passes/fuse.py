@@ -30,7 +30,6 @@ from onnxjit.codegen.expr import (
 from onnxjit.codegen.kernel import (
     Kernel,
     Stage,
-    count_flops,
     inline,
     product,
     stored,
@@ -179,7 +178,7 @@ class _Fusion:
         if new is None:
             return None
         if product_of_two:
-            if not moves and not self.window_prologue(reader, maker):
+            if not moves:
                 return None
             return new if self.recogniser.operands(new, {}) is not None else None
         points = max(
@@ -195,11 +194,6 @@ class _Fusion:
             # A window reads each element several times: only where that stays as cheap.
             return new if points <= 2 * made or is_simple(maker.stages[0].value) else None
         return new if len(reads) == 1 and points <= 2 * made else None
-
-    def window_prologue(self, reader: Kernel, maker: Kernel) -> bool:
-        """Elementwise work may move into the copy of a convolution's padded input when each of its
-        elements is copied about once."""
-        return False
 
     def as_row_stage(self, reader: Kernel, maker: Kernel, v: str) -> Kernel | None:
         """Takes in a producer that several stages read, as a stage of its own local to the row."""
@@ -433,4 +427,4 @@ def with_epilogue(maker: Kernel, kernel: Kernel) -> Kernel | None:
     return limited(new)
 
 
-__all__ = ["count_flops", "fuse"]
+__all__ = ["fuse"]
