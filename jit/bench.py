@@ -15,7 +15,9 @@ import numpy as np
 Feeds = Mapping[str, np.ndarray]
 Call = Callable[[], Sequence[Any]]
 
-_PAUSE = 0.002  # lets the worker threads of the engine before stop spinning
+_POLL = 0.002
+_QUIET = 0.05  # share of a poll: below it no thread spins any more
+_PATIENCE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,10 @@ def take_turns(
 ) -> dict[str, Timing]:
     """Times calls against each other for about `seconds` in all, at least `rounds` rounds.
 
-    In each round every call gets one turn: a pause, then runs for about `burst` seconds (one at
-    least). The order rotates from round to round, so that no call always follows the same other.
+    In each round every call gets one turn: a pause until the threads of the engine before have
+    stopped spinning, then runs for about `burst` seconds (two at least: the first one wakes the
+    engine's threads and caches). The order rotates from round to round, so that no call always
+    follows the same other. All runs count.
     """
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -131,17 +135,30 @@ def take_turns(
         for position in range(len(names)):
             name = names[(position + done) % len(names)]
             call, rows = calls[name], times[name]
-            time.sleep(_PAUSE)
+            settle()
             stop = clock() + burst
-            while True:
+            turn = 0
+            while turn < 2 or clock() < stop:
                 begin = clock()
                 call()
-                finish = clock()
-                rows.append(finish - begin)
-                if finish > stop:
-                    break
+                rows.append(clock() - begin)
+                turn += 1
         done += 1
     return {name: Timing(min(rows), median(rows), len(rows)) for name, rows in times.items()}
+
+
+def settle() -> None:
+    """Waits until no thread of this process is busy any more, a quarter of a second at most.
+
+    The worker threads of onnxruntime spin for about 45 ms after a run, on cores that the next
+    engine is about to use.
+    """
+    end = time.perf_counter() + _PATIENCE
+    while time.perf_counter() < end:
+        begin, busy = time.perf_counter(), time.process_time()
+        time.sleep(_POLL)
+        if time.process_time() - busy < _QUIET * (time.perf_counter() - begin):
+            return
 
 
 def random_inputs(
