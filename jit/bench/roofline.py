@@ -1,0 +1,269 @@
+"""What this machine can do, measured: multiply-adds per dtype and instruction set, and bandwidth
+per level of the memory hierarchy, on as many threads as the model is run with.
+
+A result is kept in the cache folder (`roofline/KEY.json`, plain JSON) for each machine and number
+of threads. It is the best of several rounds, so a busy machine is underestimated, not overestimated.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxjit.bench import roofline_code as code
+from onnxjit.bench.machine import key_facts, machine
+from onnxjit.codegen.target import Target, host, limited, target_machine
+
+FORMAT = 1
+LEVELS = ("L1", "L2", "L3", "memory")
+
+_PART = 0.004  # seconds of a measured part
+_ROUNDS = 12
+_LEAST_MEMORY = 64 << 20
+_MOST_MEMORY = 1 << 30
+
+Work = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Bytes per second of one level, over all threads: of reading, and of copying (bytes read plus
+    bytes written). `footprint` is what all threads together touch."""
+
+    level: str
+    footprint: int
+    read: float
+    copy: float
+
+    @property
+    def best(self) -> float:
+        """The greater of the two: what no mixture of reads and writes exceeds by much."""
+        return max(self.read, self.copy)
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """Peaks (operations per second by "dtype/isa") and bandwidths of a machine with `threads`
+    threads; `frequency` is the clock in Hz that one thread was seen to run at; `sizes` are the
+    bytes of each cache level over all threads."""
+
+    threads: int
+    frequency: float
+    peaks: dict[str, float]
+    bandwidths: tuple[Bandwidth, ...]
+    sizes: dict[str, int]
+    date: str
+
+    def peak(self, dtype: str) -> float:
+        """Operations per second with the best instructions for a dtype; those for float32 where
+        it has none of its own."""
+        own = [peak for name, peak in self.peaks.items() if name.startswith(f"{dtype}/")]
+        return max(own) if own else self.peak("float32")
+
+    def level(self, footprint: float) -> Bandwidth:
+        """The innermost level that holds so many bytes."""
+        for row in self.bandwidths:
+            if footprint <= self.sizes.get(row.level, 0):
+                return row
+        return self.bandwidths[-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` is its inverse."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @staticmethod
+    def from_json(data: Any) -> Roofline | None:
+        """None for data of another format."""
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            return None
+        fields = {name: data[name] for name in Roofline.__dataclass_fields__}
+        fields["bandwidths"] = tuple(Bandwidth(**row) for row in data["bandwidths"])
+        return Roofline(**fields)
+
+
+def roofline(threads: int, *, again: bool = False, folder: Path | None = None) -> Roofline:
+    """The machine's roofline for so many threads: from the cache, measured (some seconds) when it
+    is not there or `again`. `folder` is the cache's by default."""
+    from onnxjit.codegen.cache import Cache
+    from onnxjit.codegen.private_files import private_folder, replace
+
+    folder = Cache().root / "roofline" if folder is None else folder
+    path = folder / f"{_key(threads)}.json"
+    if not again:
+        try:
+            found = Roofline.from_json(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError):
+            found = None  # absent or damaged: measured again
+        if found is not None:
+            return found
+    measured = measure(threads)
+    private_folder(folder)
+    replace(path, json.dumps(measured.to_json(), indent=1).encode())
+    return measured
+
+
+def _key(threads: int) -> str:
+    target = host()
+    facts = [FORMAT, key_facts(machine()), target.code_key, target.l1, target.l2, target.l3]
+    return hashlib.blake2b(json.dumps([facts, threads]).encode(), digest_size=12).hexdigest()
+
+
+def measure(threads: int, part: float = _PART, rounds: int = _ROUNDS) -> Roofline:
+    """Measure now. `part` is the seconds of each measured part, of which `rounds` are made."""
+    from onnxjit.runtime.threads import aligned
+
+    target = host()
+    peaks = {}
+    for product in code.PRODUCTS:
+        if not _is_own(product, target):
+            continue
+        isa = product.isa if target.arch == "x86_64" else ""
+        built = _build(code.products(product), limited(target, isa) if isa else target)
+        function = built("products", ctypes.c_int64, ctypes.c_void_p)
+        memory = [aligned(64 * 32) for _ in range(threads)]
+        for block in memory:
+            block[:] = 0
+        work = [_bound(function, None, block) for block in memory]
+        peaks[product.name] = code.rounds_of(product) * threads * _rate(work, part, rounds)
+    built = _build(code.memory(target.vector_bytes), target)
+    sizes = {"L1": target.l1 * threads, "L2": target.l2 * threads, "L3": target.l3}
+    sizes = {level: size for level, size in sizes.items() if size}
+    rows = []
+    for level, footprint in _footprints(target, threads):
+        rows.append(_bandwidth(built, level, footprint, threads, part, rounds))
+    return Roofline(threads, _frequency(target, part, rounds), peaks, tuple(rows), sizes, _now())
+
+
+def _is_own(product: code.Product, target: Target) -> bool:
+    """Whether to measure it: "scalar" on other processors than x86 means what they have anyway."""
+    return product.runs_on(target) and (target.arch == "x86_64" or product.isa != "scalar")
+
+
+def _footprints(target: Target, threads: int) -> list[tuple[str, int]]:
+    """(level, bytes over all threads), well inside the level and well outside the one before."""
+    found = [("L1", target.l1 // 4 * 3 * threads)]
+    if target.l2:
+        found.append(("L2", target.l2 // 2 * threads))
+    inner = (target.l2 or target.l1) * threads
+    if target.l3 > 2 * inner:
+        found.append(("L3", max(target.l3 // 2, 2 * inner)))
+    outer = max(4 * max(target.l3, inner), _LEAST_MEMORY)
+    found.append(("memory", min(outer, _MOST_MEMORY)))
+    return found
+
+
+def _bandwidth(
+    built: Callable[..., Any], level: str, footprint: int, threads: int, part: float, rounds: int
+) -> Bandwidth:
+    from onnxjit.runtime.threads import aligned
+
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    read = built("read", pointer, integer, integer, pointer)
+    copy = built("copy", pointer, pointer, integer, integer)
+    # A copy has half of the footprint to read and half to write.
+    size = footprint // threads // (2 * code.STEP) * (2 * code.STEP)
+    blocks = [aligned(size, 4096) for _ in range(threads)]
+    sinks = [aligned(64) for _ in range(threads)]
+    for block in blocks:
+        block[:] = 1
+    half = size // 2
+    reads = [
+        _bound(read, 2, block, size, None, sink) for block, sink in zip(blocks, sinks, strict=True)
+    ]
+    copies = [_bound(copy, 3, block[:half], block[half:], half, None) for block in blocks]
+    total = size * threads
+    return Bandwidth(
+        level, total, total * _rate(reads, part, rounds), total * _rate(copies, part, rounds)
+    )
+
+
+def _bound(function: Any, at: int | None, *arguments: Any) -> Work:
+    """A call of a native function with the repetitions in place of the argument at `at`; with
+    None, they come first."""
+    values = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
+    before, after = (values, []) if at is None else (values[:at], values[at + 1 :])
+    if at is None:
+        before, after = [], values
+
+    def work(count: int) -> None:
+        function(*before, count, *after)
+
+    work.keep = arguments  # type: ignore[attr-defined]  # the memory lives as long as the call
+    return work
+
+
+def _rate(work: Sequence[Work], part: float, rounds: int) -> float:
+    """The most repetitions per second, by the least time in which all threads had finished; the
+    threads repeat at once, each its own share of the work."""
+    count = 1
+    while (seconds := _together(work, count)) < part / 2:
+        count = min(count * 8, max(count + 1, int(count * part / max(seconds, 1e-7))))
+    return count / min(_together(work, count) for _ in range(rounds))
+
+
+def _together(work: Sequence[Work], count: int) -> float:
+    """Seconds from the first thread's start to the last one's end."""
+    clock = time.perf_counter
+    if len(work) == 1:
+        begin = clock()
+        work[0](count)
+        return clock() - begin
+    spans: list[tuple[float, float]] = []
+    barrier = threading.Barrier(len(work))
+
+    def run(one: Work) -> None:
+        barrier.wait()
+        begin = clock()
+        one(count)
+        spans.append((begin, clock()))
+
+    threads = [threading.Thread(target=run, args=(one,)) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return max(end for _, end in spans) - min(begin for begin, _ in spans)
+
+
+def _frequency(target: Target, part: float, rounds: int) -> float:
+    from onnxjit.runtime.threads import aligned
+
+    function = _build(code.chain(), target)("chain", ctypes.c_int64, ctypes.c_void_p)
+    return code.CHAIN * _rate([_bound(function, None, aligned(64))], part, rounds)
+
+
+def _build(text: str, target: Target) -> Callable[..., Any]:
+    """Compile a module for `target` and load it: `built(name, *argument types)` is a function that
+    releases the GIL."""
+    from llvmlite import binding
+
+    from onnxjit.runtime.link import link
+
+    machine_ = target_machine(target, wide=True)
+    module = binding.parse_assembly(text)
+    module.triple = target.triple
+    module.data_layout = str(machine_.target_data)
+    module.verify()
+    library = link([machine_.emit_object(module)])
+
+    def built(name: str, *types: Any) -> Any:
+        function = ctypes.CFUNCTYPE(None, *types)(library.address(name))
+        function.keep = library  # type: ignore[attr-defined]
+        return function
+
+    return built
+
+
+def _now() -> str:
+    import datetime
+
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
