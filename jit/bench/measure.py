@@ -4,7 +4,8 @@ The result is a row of plain data, the same for `onnxjit bench` and for `python 
 
     model, threads, engines {name: minimum, median, lower, upper, runs (seconds and a count),
     ratio, ratio_median, difference, load, version, precision, note}, failures {name: why},
-    ratios {peer: its least time over onnxjit's, and "fastest"}, fastest (that peer's name)
+    ratios {peer: its least time over onnxjit's, and "fastest"}, fastest (that peer's name),
+    disagree [engines whose failure is that their outputs differ]
 
 A ratio above 1 says that onnxjit is faster. `fastest` is the peer with the least time among those
 that compute in the model's own precision.
@@ -51,6 +52,7 @@ def measure(
     loads: dict[str, float] = {}
     notes: dict[str, str] = {}
     failures: dict[str, str] = {}
+    disagree: list[str] = []
     far: dict[str, float] = {}
     results: list[np.ndarray] = []
     for name in engines:
@@ -77,6 +79,7 @@ def measure(
             far[name], wrong = disagreement(values, results, engine)
             if wrong:
                 failures[name] = wrong
+                disagree.append(name)
                 continue
         calls[name] = call
     progress("timing")
@@ -106,6 +109,7 @@ def measure(
         "fastest": fastest,
         "engines": rows,
         "failures": failures,
+        "disagree": disagree,
     }
 
 
