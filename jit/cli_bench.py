@@ -148,7 +148,7 @@ def bench(
         _print_verdicts(found)
         for path in written:
             print_text(f"written to {path}")
-    if row["disagree"] or not all(v.holds for v in found):
+    if row["alone"] or not all(v.holds for v in found):
         raise typer.Exit(FOUND)
 
 

@@ -5,7 +5,8 @@ The result is a row of plain data, the same for `onnxjit bench` and for `python 
     model, threads, engines {name: minimum, median, lower, upper, runs (seconds and a count),
     ratio, ratio_median, difference, load, version, precision, note}, failures {name: why},
     ratios {peer: its least time over onnxjit's, and "fastest"}, fastest (that peer's name),
-    disagree [engines whose failure is that their outputs differ]
+    disagree [engines whose failure is that their outputs differ], alone (no float32 peer agrees
+    with onnxjit although one ran: then it is onnxjit's outputs that are in doubt)
 
 A ratio above 1 says that onnxjit is faster. `fastest` is the peer with the least time among those
 that compute in the model's own precision.
@@ -17,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,7 +71,7 @@ def measure(
         except Exception as error:  # whatever another engine raises
             if name == "onnxjit":
                 raise
-            failures[name] = reason(error)
+            failures[name] = reason(error, path)
             continue
         loads[name] = time.perf_counter() - begin
         notes[name] = loaded.note
@@ -110,6 +112,7 @@ def measure(
         "engines": rows,
         "failures": failures,
         "disagree": disagree,
+        "alone": bool(disagree) and not exact,
     }
 
 
@@ -134,9 +137,12 @@ def distance(got: np.ndarray, want: np.ndarray) -> float:
     return difference(got, want) if same else math.inf
 
 
-def reason(error: BaseException) -> str:
-    """Why an engine failed, in a line: the end of its message, where the cause usually stands."""
+def reason(error: BaseException, path: str = "") -> str:
+    """Why an engine failed, in a line: the end of its message, where the cause usually stands,
+    with the model's file by its name alone."""
     text = " ".join(str(error).split())
+    if path:
+        text = text.replace(path, Path(path).name)
     short = text if len(text) <= 300 else f"… {text[-300:]}"
     return short or type(error).__name__
 
