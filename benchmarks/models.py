@@ -21,8 +21,8 @@ def main(arguments: Namespace) -> None:
         for name in zoo.selected(arguments):
             file = zoo.path(arguments.models, name)
             assert file is not None
-            feeds = zoo.inputs(arguments.models, name)
             try:
+                feeds = zoo.inputs(arguments.models, name)
                 row = measure(file, feeds, threads, claims.engines, arguments.seconds, label=name)
             except Exception as error:  # a defect of ours in one leaves the others
                 failed[f"{name}, {threads} thread(s)"] = reason(error, file)

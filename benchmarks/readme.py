@@ -1,8 +1,8 @@
 """The README's section of results: a table and plots made from `results/`, never by hand.
 
-`python -m benchmarks readme` writes it between the two marks, and headline.svg and headline-dark.svg
-beside the results; with `--check` it only says whether the text is what the results give. A file
-that is not there adds nothing; models.json is needed.
+`python -m benchmarks readme` writes it between the two marks, and headline.svg and
+headline-dark.svg beside the results; with `--check` it only says whether the text is what the
+results give. A file that is not there adds nothing; models.json is needed.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ def _headline(rows: Sequence[Row]) -> str:
     order = sorted(found, key=lambda s: (s["threads"], s["peer"] != "fastest"))
     for s in order:
         if s["peer"] == "fastest":
-            name, mean = "**the fastest peer of each model**", f"**{s['mean']:.2f}×**"
+            name, mean = "**the fastest peer of each model**", f"**{s['mean']:.2f}x**"
         else:
-            name, mean = _NAMES.get(s["peer"], s["peer"]), f"{s['mean']:.2f}×"
+            name, mean = _NAMES.get(s["peer"], s["peer"]), f"{s['mean']:.2f}x"
         lines.append(
             f"| {s['threads']} | {name} | {s['models']} | {mean} | {s['faster']} of {s['models']} "
-            f"| {s['worst_ratio']:.2f}× `{s['worst']}` |"
+            f"| {s['worst_ratio']:.2f}x `{s['worst']}` |"
         )
     return "\n".join(lines)
 
@@ -101,7 +101,7 @@ def _every_model(rows: Sequence[Row]) -> str:
                  f"| --- | {' | '.join('---:' for _ in engines)} | ---: |"]  # fmt: skip
         for row in sorted(same, key=lambda r: -r["ratios"].get("fastest", 0.0)):
             cells = [_cell(row, engine) for engine in engines]
-            ratio = f"{row['ratios']['fastest']:.2f}×" if row["fastest"] else "–"
+            ratio = f"{row['ratios']['fastest']:.2f}x" if row["fastest"] else "-"
             lines.append(f"| `{row['model']}` | {' | '.join(cells)} | {ratio} |")
         count = f"{threads} thread{'s' if threads > 1 else ''}"
         blocks.append(

@@ -105,7 +105,7 @@ def test_a_measurement(threads: int) -> None:
         value for name, value in found.peaks.items() if name.startswith("float32/")
     )
     assert all(value > 0 for value in found.peaks.values())
-    assert [b.level for b in found.bandwidths][0] == "L1"
+    assert found.bandwidths[0].level == "L1"
     assert found.bandwidths[-1].level == "memory"
     assert all(b.read > 0 and b.copy > 0 and b.footprint > 0 for b in found.bandwidths)
     again = roofline.Roofline.from_json(json.loads(json.dumps(found.to_json())))

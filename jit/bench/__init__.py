@@ -1,6 +1,6 @@
 """Times engines against each other on one model, and onnxjit's kernels against the machine.
 
-`engines` has the adapters, `turns` the clock, `measure` one fair comparison, `against` the verdicts,
+`engines` has the adapters, `turns` the clock, `measure` one fair comparison, `against` verdicts,
 `roofline` and `kernels` what the machine can do and what each kernel makes of it, `plots`, `page`
 and `trace` the pictures. `onnxjit bench` and `python -m benchmarks` are made of these.
 """

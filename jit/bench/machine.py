@@ -53,9 +53,7 @@ def machine() -> dict[str, Any]:
 def describe(facts: dict[str, Any]) -> list[str]:
     """The record of a machine as a few short lines; also of one that lacks the newer entries."""
     caches = facts.get("caches", {})
-    sizes = " + ".join(
-        f"{name.upper()} {size >> 10} KiB" for name, size in caches.items() if size
-    )
+    sizes = " + ".join(f"{name.upper()} {size >> 10} KiB" for name, size in caches.items() if size)
     clock = (facts.get("clock") or {}).get("nominal")
     parts = [facts["cpu"], f"{facts['cores']} cores", sizes, " ".join(facts.get("flags", []))]
     lines = [", ".join(filter(None, parts))]

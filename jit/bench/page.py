@@ -1,4 +1,4 @@
-"""One self-contained page of a result: `page.html`, its style and script, and the data in between."""
+"""One self-contained page of a result: `page.html`, its style, its script and the data."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 per level of the memory hierarchy, on as many threads as the model is run with.
 
 A result is kept in the cache folder (`roofline/KEY.json`, plain JSON) for each machine and number
-of threads. It is the best of several rounds, so a busy machine is underestimated, not overestimated.
+of threads. It is the best of several rounds: a busy machine is underestimated, not overestimated.
 """
 
 from __future__ import annotations

@@ -120,9 +120,7 @@ def memory(vector_bytes: int) -> str:
     count = STEP // vector_bytes
     sums = min(count, 8)
     read = [_loops("read", "ptr %a, i64 %bytes, i64 %n, ptr %sink")]
-    read += [
-        f"  %s{k} = phi {vector} [ %t{k}, %outer ], [ %u{k}, %inner ]" for k in range(sums)
-    ]
+    read += [f"  %s{k} = phi {vector} [ %t{k}, %outer ], [ %u{k}, %inner ]" for k in range(sums)]
     last = [f"%s{k}" for k in range(sums)]
     for k in range(count):
         read += _load(vector, "a", k, vector_bytes)
@@ -184,6 +182,8 @@ def chain() -> str:
         # Empty assembly keeps the code generator from adding 64 at once.
         lines.append(f'  %x{k + 1} = call i64 asm sideeffect "", "=r,0"(i64 %y{k})')
     lines.append("  %j = add i64 %i, 1\n  %more = icmp ult i64 %j, %n")
-    lines.append(f"  br i1 %more, label %loop, label %done\ndone:\n  store i64 %x{CHAIN}, ptr %sink")
+    lines.append(
+        f"  br i1 %more, label %loop, label %done\ndone:\n  store i64 %x{CHAIN}, ptr %sink"
+    )
     lines.append("  ret void\n}")
     return "\n".join(lines)
