@@ -18,6 +18,9 @@ Feeds = Mapping[str, np.ndarray]
 Call = Callable[[], Sequence[Any]]
 
 
+_BFLOAT16 = frozenset({"avx512bf16", "amx-bf16", "bf16"})
+
+
 class Unsupported(RuntimeError):
     """The engine cannot be compared under these conditions; the message says why."""
 
@@ -96,6 +99,10 @@ def load_openvino(path: str, threads: int, precision: str = "f32") -> Loaded:
     bfloat16)."""
     import openvino
 
+    from onnxjit.codegen.target import host
+
+    if precision == "bf16" and not host().features & _BFLOAT16:
+        raise Unsupported("this processor has no bfloat16 instructions: it would only emulate them")
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": precision,

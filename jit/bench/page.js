@@ -212,7 +212,6 @@ function timeline() {
   const width = parent.clientWidth || 900, left = 66, top = 10, height = top + lanes * lane + 30;
   const svg = make(parent, "svg", { viewBox: `0 0 ${width} ${height}` });
   const x = (s) => left + (width - left - 8) * (s - view.from) / (view.to - view.from);
-  const clip = make(svg, "g");
   let tick = 10 ** Math.floor(Math.log10((view.to - view.from) / 3));
   for (const more of [2, 2.5, 2]) if ((view.to - view.from) / tick > (narrow() ? 4 : 10)) tick *= more;
   for (let i = Math.ceil(view.from / tick); i * tick <= view.to; i++) {
@@ -220,6 +219,7 @@ function timeline() {
     make(svg, "line", { x1: at, x2: at, y1: top, y2: height - 22, class: "grid" });
     make(svg, "text", { x: at, y: height - 7, "text-anchor": "middle", class: "soft" }, i ? time(i * tick) : "0");
   }
+  const clip = make(svg, "g");
   for (let n = 0; n < lanes; n++)
     make(svg, "text", { x: 4, y: top + n * lane + lane / 2 + 2, class: "soft" }, n ? `worker ${n}` : "caller");
   for (const k of kernels) {

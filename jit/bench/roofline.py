@@ -8,6 +8,7 @@ of threads. It is the best of several rounds: a busy machine is underestimated, 
 from __future__ import annotations
 
 import ctypes
+import datetime
 import hashlib
 import json
 import threading
@@ -30,6 +31,8 @@ _PART = 0.004  # seconds of a measured part
 _ROUNDS = 12
 _LEAST_MEMORY = 64 << 20
 _MOST_MEMORY = 1 << 30
+
+_COUNT = object()  # stands for the number of repetitions among arguments
 
 Work = Callable[[int], None]
 
@@ -118,29 +121,57 @@ def _key(threads: int) -> str:
 
 
 def measure(threads: int, part: float = _PART, rounds: int = _ROUNDS) -> Roofline:
-    """Measure now. `part` is the seconds of each measured part, of which `rounds` are made."""
-    from onnxjit.runtime.threads import aligned
-
+    """Measure now. `part` is the seconds of each measured part; the parts take turns, until
+    `rounds` rounds in a row have made nothing faster by a hundredth (four times as many at most),
+    so that other work on the machine has to last to be noticed."""
     target = host()
-    peaks = {}
+    parts = {**_product_parts(target, threads), **_memory_parts(target, threads)}
+    parts["frequency"] = _frequency_part(target)
+    counts = {name: _repetitions(one.work, part) for name, one in parts.items()}
+    best = dict.fromkeys(parts, 0.0)
+    done = idle = 0
+    while idle < rounds and done < 4 * rounds:
+        better = False
+        for name, one in parts.items():
+            found = one.amount * counts[name] / _together(one.work, counts[name])
+            better |= found > 1.01 * best[name]
+            best[name] = max(best[name], found)
+        done, idle = done + 1, 0 if better else idle + 1
+    sizes = {"L1": target.l1 * threads, "L2": target.l2 * threads, "L3": target.l3}
+    return Roofline(
+        threads,
+        best["frequency"],
+        {p.name: best[p.name] for p in code.PRODUCTS if p.name in best},
+        tuple(
+            Bandwidth(level, footprint, best[f"{level} read"], best[f"{level} copy"])
+            for level, footprint in _footprints(target, threads)
+        ),
+        {level: size for level, size in sizes.items() if size},
+        datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One thing to measure: a call for each thread that takes the number of repetitions, and what
+    one repetition of all of them amounts to (operations, bytes or cycles)."""
+
+    work: Sequence[Work]
+    amount: float
+
+
+def _product_parts(target: Target, threads: int) -> dict[str, _Part]:
+    found = {}
     for product in code.PRODUCTS:
         if not _is_own(product, target):
             continue
-        isa = product.isa if target.arch == "x86_64" else ""
-        built = _build(code.products(product), limited(target, isa) if isa else target)
+        own = limited(target, product.isa) if target.arch == "x86_64" else target
+        built = _build(code.products(product), own)
         function = built("products", ctypes.c_int64, ctypes.c_void_p)
-        memory = [aligned(64 * 32) for _ in range(threads)]
-        for block in memory:
-            block[:] = 0
-        work = [_bound(function, None, block) for block in memory]
-        peaks[product.name] = code.rounds_of(product) * threads * _rate(work, part, rounds)
-    built = _build(code.memory(target.vector_bytes), target)
-    sizes = {"L1": target.l1 * threads, "L2": target.l2 * threads, "L3": target.l3}
-    sizes = {level: size for level, size in sizes.items() if size}
-    rows = []
-    for level, footprint in _footprints(target, threads):
-        rows.append(_bandwidth(built, level, footprint, threads, part, rounds))
-    return Roofline(threads, _frequency(target, part, rounds), peaks, tuple(rows), sizes, _now())
+        blocks = [_zeros(64 * 32) for _ in range(threads)]
+        work = [_repeated(function, [_COUNT, block]) for block in blocks]
+        found[product.name] = _Part(work, code.rounds_of(product) * threads)
+    return found
 
 
 def _is_own(product: code.Product, target: Target) -> bool:
@@ -150,64 +181,64 @@ def _is_own(product: code.Product, target: Target) -> bool:
 
 def _footprints(target: Target, threads: int) -> list[tuple[str, int]]:
     """(level, bytes over all threads), well inside the level and well outside the one before."""
-    found = [("L1", target.l1 // 4 * 3 * threads)]
-    if target.l2:
-        found.append(("L2", target.l2 // 2 * threads))
     inner = (target.l2 or target.l1) * threads
+    wanted = {"L1": target.l1 // 4 * 3 * threads, "L2": target.l2 // 2 * threads}
     if target.l3 > 2 * inner:
-        found.append(("L3", max(target.l3 // 2, 2 * inner)))
-    outer = max(4 * max(target.l3, inner), _LEAST_MEMORY)
-    found.append(("memory", min(outer, _MOST_MEMORY)))
+        wanted["L3"] = max(target.l3 // 2, 2 * inner)
+    wanted["memory"] = min(max(4 * max(target.l3, inner), _LEAST_MEMORY), _MOST_MEMORY)
+    unit = 2 * code.STEP * threads  # every thread has the same, and halves of it are whole steps
+    return [(level, size // unit * unit) for level, size in wanted.items() if size >= unit]
+
+
+def _memory_parts(target: Target, threads: int) -> dict[str, _Part]:
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    built = _build(code.memory(target.vector_bytes), target)
+    read = built("read", pointer, integer, integer, pointer)
+    copy = built("copy", pointer, pointer, integer, integer)
+    found = {}
+    for level, footprint in _footprints(target, threads):
+        size = footprint // threads
+        half = size // 2  # a copy reads one half and writes the other
+        blocks = [_zeros(size) for _ in range(threads)]
+        reads = [_repeated(read, [block, size, _COUNT, _zeros(64)]) for block in blocks]
+        copies = [_repeated(copy, [b[:half], b[half:], half, _COUNT]) for b in blocks]
+        found[f"{level} read"] = _Part(reads, size * threads)
+        found[f"{level} copy"] = _Part(copies, 2 * half * threads)
     return found
 
 
-def _bandwidth(
-    built: Callable[..., Any], level: str, footprint: int, threads: int, part: float, rounds: int
-) -> Bandwidth:
+def _frequency_part(target: Target) -> _Part:
+    function = _build(code.chain(), target)("chain", ctypes.c_int64, ctypes.c_void_p)
+    return _Part([_repeated(function, [_COUNT, _zeros(64)])], code.CHAIN)
+
+
+def _zeros(size: int) -> np.ndarray:
     from onnxjit.runtime.threads import aligned
 
-    pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    read = built("read", pointer, integer, integer, pointer)
-    copy = built("copy", pointer, pointer, integer, integer)
-    # A copy has half of the footprint to read and half to write.
-    size = footprint // threads // (2 * code.STEP) * (2 * code.STEP)
-    blocks = [aligned(size, 4096) for _ in range(threads)]
-    sinks = [aligned(64) for _ in range(threads)]
-    for block in blocks:
-        block[:] = 1
-    half = size // 2
-    reads = [
-        _bound(read, 2, block, size, None, sink) for block, sink in zip(blocks, sinks, strict=True)
-    ]
-    copies = [_bound(copy, 3, block[:half], block[half:], half, None) for block in blocks]
-    total = size * threads
-    return Bandwidth(
-        level, total, total * _rate(reads, part, rounds), total * _rate(copies, part, rounds)
-    )
+    block = aligned(size, 4096)
+    block[:] = 0
+    return block
 
 
-def _bound(function: Any, at: int | None, *arguments: Any) -> Work:
-    """A call of a native function with the repetitions in place of the argument at `at`; with
-    None, they come first."""
-    values = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
-    before, after = (values, []) if at is None else (values[:at], values[at + 1 :])
-    if at is None:
-        before, after = [], values
+def _repeated(function: Any, arguments: list[Any]) -> Work:
+    """A call of a native function that takes the number of repetitions, which stands at `_COUNT`;
+    arrays are passed by address and live as long as the call."""
+    at = next(i for i, a in enumerate(arguments) if a is _COUNT)
+    before = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments[:at]]
+    after = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments[at + 1 :]]
 
-    def work(count: int) -> None:
+    def work(count: int, keep: list[Any] = arguments) -> None:
         function(*before, count, *after)
 
-    work.keep = arguments  # type: ignore[attr-defined]  # the memory lives as long as the call
     return work
 
 
-def _rate(work: Sequence[Work], part: float, rounds: int) -> float:
-    """The most repetitions per second, by the least time in which all threads had finished; the
-    threads repeat at once, each its own share of the work."""
+def _repetitions(work: Sequence[Work], part: float) -> int:
+    """How many repetitions take about `part` seconds."""
     count = 1
     while (seconds := _together(work, count)) < part / 2:
         count = min(count * 8, max(count + 1, int(count * part / max(seconds, 1e-7))))
-    return count / min(_together(work, count) for _ in range(rounds))
+    return count
 
 
 def _together(work: Sequence[Work], count: int) -> float:
@@ -234,13 +265,6 @@ def _together(work: Sequence[Work], count: int) -> float:
     return max(end for _, end in spans) - min(begin for begin, _ in spans)
 
 
-def _frequency(target: Target, part: float, rounds: int) -> float:
-    from onnxjit.runtime.threads import aligned
-
-    function = _build(code.chain(), target)("chain", ctypes.c_int64, ctypes.c_void_p)
-    return code.CHAIN * _rate([_bound(function, None, aligned(64))], part, rounds)
-
-
 def _build(text: str, target: Target) -> Callable[..., Any]:
     """Compile a module for `target` and load it: `built(name, *argument types)` is a function that
     releases the GIL."""
@@ -261,9 +285,3 @@ def _build(text: str, target: Target) -> Callable[..., Any]:
         return function
 
     return built
-
-
-def _now() -> str:
-    import datetime
-
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

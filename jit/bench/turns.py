@@ -11,6 +11,8 @@ from typing import Any
 _POLL = 0.002
 _QUIET = 0.05  # share of a poll: below it no thread spins any more
 _PATIENCE = 0.25
+_LEAST, _MOST = 3, 10.0  # runs and seconds after which a slow call takes no further turns
+_AWAKE = 1.0  # a run this long has woken its engine by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,9 @@ def take_turns(
     In each round every call gets one turn: a pause until the threads of the engine before have
     stopped spinning, then runs for about `burst` seconds (two at least: the first one wakes the
     engine's threads and caches). The order rotates from round to round, so that no call always
-    follows the same other. All runs count.
+    follows the same other. All runs count. A call that has taken ten seconds and `seconds`, and
+    has had three runs, takes no further turns: an engine a hundred times slower than the others
+    would else take all of the time.
     """
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -58,10 +62,12 @@ def take_turns(
         for position in range(len(names)):
             name = names[(position + done) % len(names)]
             call, rows = calls[name], times[name]
+            if len(rows) >= _LEAST and sum(rows) > max(seconds, _MOST):
+                continue
             settle()
             stop = clock() + burst
             turn = 0
-            while turn < 2 or clock() < stop:
+            while clock() < stop or (turn < 2 and (not rows or rows[-1] < _AWAKE)):
                 begin = clock()
                 call()
                 rows.append(clock() - begin)
