@@ -157,10 +157,12 @@ function roofline() {
   const left = 52, right = narrow() ? 12 : 150, top = 30, bottom = 42;
   const dtypes = [...new Set(shown.map((k) => k.dtype))];
   const peaks = Object.entries(roof.peaks).filter(([name]) => dtypes.includes(name.split("/")[0]) || name.startsWith("float32/"));
-  const high = Math.max(...peaks.map(([, v]) => v / 1e9), ...shown.map((k) => k.gflops)) * 1.8;
-  const low = Math.max(1e-3, Math.min(high / 100, ...shown.map((k) => k.gflops / 2)));
+  // What lies far outside has its work miscounted (windows or tables that are read in part only);
+  // it stands at the edge.
+  const high = Math.max(...peaks.map(([, v]) => v / 1e9)) * 2.5;
+  const low = Math.max(high / 1e4, Math.min(high / 100, ...shown.map((k) => k.gflops / 2)));
   const lows = shown.map((k) => k.intensity), small = Math.max(0.02, Math.min(0.1, ...lows) / 1.5);
-  const large = Math.max(300, ...lows) * 1.5;
+  const large = 1000;
   const lx = Math.log(large / small), ly = Math.log(high / low);
   const x = (v) => left + (width - left - right) * Math.log(v / small) / lx;
   const y = (v) => height - bottom - (height - top - bottom) * Math.log(v / low) / ly;
@@ -195,7 +197,7 @@ function roofline() {
   });
   [...shown].sort((a, b) => b.share - a.share).forEach((k) => {
     const r = Math.max(3.5, Math.sqrt(k.share) * (narrow() ? 26 : 36));
-    const dot = make(svg, "circle", { cx: x(Math.max(k.intensity, small)), cy: y(Math.max(k.gflops, low)), r, fill: colour(k.limit), "fill-opacity": 0.55,
+    const dot = make(svg, "circle", { cx: x(Math.min(Math.max(k.intensity, small), large)), cy: y(Math.min(Math.max(k.gflops, low), high)), r, fill: colour(k.limit), "fill-opacity": 0.55,
       stroke: colour(k.limit), class: "mark", "data-kernel": kernels.indexOf(k) });
     explain(dot, () => facts(k), k);
   });

@@ -119,9 +119,11 @@ def _roofline(axes: Any, kernels: list[Row], roof: Row, theme: Theme) -> list[An
     dtypes = {k["dtype"] for k in shown} | {"float32"}
     peaks = {n: p / 1e9 for n, p in roof["peaks"].items() if n.split("/")[0] in dtypes}
     top = max(peaks.values())
-    high = 1.8 * max([top, *(k["gflops"] for k in shown)])
-    low = min([high / 100, *(k["gflops"] / 2 for k in shown)])
-    left, right = 0.02, 1.5 * max([300, *(k["intensity"] for k in shown)])
+    # What lies far outside has its work miscounted (windows or tables that are read in part only);
+    # it stands at the edge.
+    high = 2.5 * top
+    low = max(high / 1e4, min([high / 100, *(k["gflops"] / 2 for k in shown)]))
+    left, right = 0.02, 1000.0
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(left, right)
@@ -140,8 +142,8 @@ def _roofline(axes: Any, kernels: list[Row], roof: Row, theme: Theme) -> list[An
         slanted.append(axes.text(at, 1.12 * rate * at, text, fontsize=8, rotation_mode="anchor",
                                  color=COLOURS[b["level"]]))  # fmt: skip
     axes.scatter(
-        [max(k["intensity"], left) for k in shown],
-        [k["gflops"] for k in shown],
+        [min(max(k["intensity"], left), right) for k in shown],
+        [min(max(k["gflops"], low), high) for k in shown],
         s=[14 + 2600 * k["share"] for k in shown],
         c=[_colour(k["limit"]) for k in shown],
         alpha=0.55, linewidth=0.6, edgecolor=theme["ink"], zorder=3,

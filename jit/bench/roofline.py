@@ -29,6 +29,7 @@ LEVELS = ("L1", "L2", "L3", "memory")
 
 _PART = 0.004  # seconds of a measured part
 _ROUNDS = 12
+_LOOKS = 5
 _LEAST_MEMORY = 64 << 20
 _MOST_MEMORY = 1 << 30
 
@@ -127,8 +128,12 @@ def measure(threads: int, part: float = _PART, rounds: int = _ROUNDS) -> Rooflin
     target = host()
     parts = {**_product_parts(target, threads), **_memory_parts(target, threads)}
     parts["frequency"] = _frequency_part(target)
-    counts = {name: _repetitions(one.work, part) for name, one in parts.items()}
+    counts = dict.fromkeys(parts, 1)
     best = dict.fromkeys(parts, 0.0)
+    for name, one in parts.items():
+        # Not by one look: a thread that had to wait would make the part too short for good.
+        for _ in range(_LOOKS):
+            counts[name] = _repetitions(one.work, counts[name], part)
     done = idle = 0
     while idle < rounds and done < 4 * rounds:
         better = False
@@ -233,9 +238,8 @@ def _repeated(function: Any, arguments: list[Any]) -> Work:
     return work
 
 
-def _repetitions(work: Sequence[Work], part: float) -> int:
-    """How many repetitions take about `part` seconds."""
-    count = 1
+def _repetitions(work: Sequence[Work], count: int, part: float) -> int:
+    """How many repetitions, at least `count`, take about `part` seconds."""
     while (seconds := _together(work, count)) < part / 2:
         count = min(count * 8, max(count + 1, int(count * part / max(seconds, 1e-7))))
     return count
