@@ -16,6 +16,7 @@ WHAT = {
     "agreement": "every model against onnxruntime, symbolic ones at three sizes",
     "models": "speed of every model against the other engines",
     "operators": "speed of single operators: the cases marked `bench` in their definitions",
+    "contractions": "the products and convolutions of the models, one by one, against the peak",
     "overhead": "cost of a call: a two-node model, a chain of 200 tiny nodes",
     "startup": "process start to first output, cold and warm, and peak memory",
     "shapes": "cost of a new shape beyond the run itself",

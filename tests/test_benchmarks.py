@@ -158,3 +158,20 @@ def test_the_readme_of_this_tree_is_what_its_results_give() -> None:
     """Between the marks stands nothing, or what the command makes of the committed results."""
     inside = readme.parts(readme.README.read_text(encoding="utf-8"))[1].strip()
     assert not inside or inside == readme.section(COMMITTED, readme.README.parent).strip()
+
+
+def test_contractions_of_a_model(folder: Path) -> None:
+    import numpy as np
+
+    from benchmarks.contractions import contractions
+
+    model = str(folder / "small.onnx")
+    (found,) = contractions(model, {"x": np.zeros((7, 4), np.float32)})
+    assert (found.op, found.shapes, found.output) == ("MatMul", ((7, 4), (4, 3)), (7, 3))
+    assert found.constant == (False, True) and found.name == "MatMul 7x4 4x3 xw"
+    assert found.flops == 2 * 7 * 4 * 3 and found.bytes == 4 * (28 + 12 + 21)
+    run(folder, "contractions")
+    data = json.loads((folder / "results" / "contractions.json").read_text())
+    (measured,) = data["rows"]
+    assert measured["model"] == "MatMul 1x4 4x3 xw" and measured["count"] == 1
+    assert measured["gflops"] > 0 and measured["peak"] > 0 and measured["ratios"]["onnxruntime"] > 0

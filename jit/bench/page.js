@@ -154,7 +154,7 @@ function roofline() {
   parent.replaceChildren();
   const shown = kernels.filter((k) => k.intensity && k.gflops);
   const width = parent.clientWidth || 900, height = narrow() ? 360 : 460;
-  const left = 52, right = narrow() ? 12 : 150, top = 30, bottom = 42;
+  const left = 52, right = narrow() ? 22 : 150, top = 30, bottom = 42;
   const dtypes = [...new Set(shown.map((k) => k.dtype))];
   const peaks = Object.entries(roof.peaks).filter(([name]) => dtypes.includes(name.split("/")[0]) || name.startsWith("float32/"));
   // What lies far outside has its work miscounted (windows or tables that are read in part only);

@@ -146,7 +146,7 @@ def _roofline(axes: Any, kernels: list[Row], roof: Row, theme: Theme) -> list[An
         [min(max(k["gflops"], low), high) for k in shown],
         s=[14 + 2600 * k["share"] for k in shown],
         c=[_colour(k["limit"]) for k in shown],
-        alpha=0.55, linewidth=0.6, edgecolor=theme["ink"], zorder=3,
+        alpha=0.55, linewidth=0.6, edgecolor=theme["ink"], zorder=3, clip_on=False,
     )  # fmt: skip
     axes.set_xlabel("FLOP per byte")
     axes.set_ylabel("GFLOP/s (area: share of the run)")
