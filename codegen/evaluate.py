@@ -60,6 +60,10 @@ def evaluate(
     return [buffers[b] for b in kernel.outputs]
 
 
+_SUMMED = ("float32", "float64", "int32", "int64")
+"""Where NumPy's einsum computes what a product and then a sum would."""
+
+
 class _Evaluator:
     def __init__(self, dims: Mapping[str, int], buffers: Mapping[str, np.ndarray]) -> None:
         self.dims = dims
@@ -121,7 +125,7 @@ class _Evaluator:
         dtype = numpy_dtype(e.dtype)
         where = tuple(range(len(axes), len(both)))
         product = e.fn == "sum" and isinstance(e.body, Apply) and e.body.fn == "mul"
-        if product and e.dtype in ("float32", "float64") and 0 not in sizes:
+        if product and e.dtype in _SUMMED and 0 not in sizes:
             memo: dict[Expr, Any] = {}
             factors = [self._go(x, both, memo) for x in e.body.args]  # type: ignore[attr-defined]
             return _sum_of_products(factors, sizes, len(axes)).astype(dtype)
