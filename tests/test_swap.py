@@ -402,8 +402,15 @@ HEAD = "def kernel(ptrs, ints, scratch, begin, end):\n"
         ("def kernel(ptrs, ints, begin, end):\n    pass\n", "must define kernel(ptrs, ints,"),
         (HEAD + "    x = [i for i in range(3)]\n", "line 2: the kernel dialect has no"),
         (HEAD + "    x = lambda: 1\n", "line 2: the kernel dialect has no functions"),
-        (HEAD + "    gemm_f32_77x32_avx512(ptrs)\n", "line 2: 'gemm_f32_77x32_avx512'"),
-        (HEAD + "\n    x = exp(buffer_float32(ptrs, 0))\n", "line 3: cannot be compiled: "),
+        (
+            HEAD + "    gemm_f32_77x32_avx512(buffer_float32(ptrs, 0), 0, 1, ints, 1, 1, "
+            "buffer_float32(ptrs, 1), 0, buffer_float32(ptrs, 2), 0, 1)\n",
+            "cannot be compiled: 'gemm_f32_77x32_avx512': the tile does not fit the registers",
+        ),
+        (
+            HEAD + "\n    x = exp(buffer_float32(ptrs, 0))\n",
+            "line 3: cannot be compiled: the kernel dialect has no exp(",
+        ),
         (
             HEAD + "    b0 = buffer_float32(ptrs, 0)\n    b0[0] = 'x'\n",
             "line 3: cannot be compiled",
