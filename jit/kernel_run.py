@@ -32,6 +32,7 @@ GUARD_BYTES = 4096
 _SEAL = 0xA5
 _UNWRITTEN = 0xFF  # NaN, or -1: no plausible result
 _PIECES = 5
+_DRAWN = 1_000_003  # a prime number: how many random floats repeat in larger arrays
 
 Entry = Callable[[Any, Any, Any, int, int], None]
 
@@ -223,8 +224,9 @@ def _random(
     if dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(bool)
     if dtype.kind not in "iu":
-        data = rng.standard_normal(shape)
-        return (np.abs(data) if positive else data).astype(np.float32).astype(dtype)
+        count = int(np.prod(shape, dtype=np.int64))
+        data = rng.standard_normal(min(count, _DRAWN), np.float32)
+        return np.resize((np.abs(data) if positive else data).astype(dtype), shape)
     signed = dtype.kind == "i" and not positive
     if limit is not None:  # ONNX counts negative indices from the end
         high = max(limit, 1)

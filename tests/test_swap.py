@@ -124,6 +124,7 @@ def test_a_source_may_call_other_micro_kernels(model):
     nr, isa = packing.nr, kernel.symbols[0].split("_")[3]
     one, three = (f"gemm_f32_{rows}x{nr}_{isa}" for rows in (1, 3))
     assert three not in kernel.symbols
+    args = f"x, i * 64, 64, zero_, 0, 1, 64, w, p * {64 * nr}, acc, 0, {nr}, 0, w, 0"
     text = f"""
 def kernel(ptrs, ints, scratch, begin, end):
     x, w, y = buffer_float32(ptrs, 0), buffer_float32(ptrs, 1), buffer_float32(ptrs, 2)
@@ -135,9 +136,9 @@ def kernel(ptrs, ints, scratch, begin, end):
             for i in range(ints[0]):
                 for p in range({64 // nr}):
                     if i + 3 <= ints[0]:
-                        {three}(x, i * 64, 64, zero_, 1, 64, w, p * {64 * nr}, acc, 0, {nr})
+                        {three}({args})
                     else:
-                        {one}(x, i * 64, 64, zero_, 1, 64, w, p * {64 * nr}, acc, 0, {nr})
+                        {one}({args})
                     for j in range({nr}):
                         y[i * 64 + p * {nr} + j] = max_(acc[j], {SHIFTED}
 """
@@ -297,8 +298,8 @@ HEAD = "def kernel(ptrs, ints, scratch, begin, end):\n"
         (HEAD + "    x = [i for i in range(3)]\n", "line 2: the kernel dialect has no"),
         (HEAD + "    x = lambda: 1\n", "line 2: the kernel dialect has no functions"),
         (
-            HEAD + "    gemm_f32_77x32_avx512(buffer_float32(ptrs, 0), 0, 1, ints, 1, 1, "
-            "buffer_float32(ptrs, 1), 0, buffer_float32(ptrs, 2), 0, 1)\n",
+            f"{HEAD}    x = buffer_float32(ptrs, 0)\n"
+            "    gemm_f32_77x32_avx512(x, 0, 1, ints, 0, 1, 1, x, 0, x, 0, 1, 0, x, 0)\n",
             "cannot be compiled: 'gemm_f32_77x32_avx512': the tile does not fit the registers",
         ),
         (
