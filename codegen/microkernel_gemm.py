@@ -5,8 +5,9 @@
     C[i, j] = sum(s < nseg, k < run) a[i*rs + segs[s] + k] * b[(s*run + k)*nr + j]
     c[i*ldc + j] = C[i, j]      (+= where `more` is not 0)
 
-The mr * nr block of C stays in vector registers through all segments. With each step of k one
-cache line from `ahead` on is prefetched into L2. The IR goes to the code generator without
+The mr * nr block of C stays in vector registers through all segments. With each step of k the next
+cache lines from `ahead` on are prefetched into L2: one, or as many as B has where few rows leave
+each line of B little to do. The IR goes to the code generator without
 optimisation passes, so what is written here is what runs:
 
 - Row addresses are one moving pointer plus a loop-invariant offset. On x86 an address is base +
@@ -46,6 +47,7 @@ class Tile:
     of `sets`. `fused` asks for a single-rounding multiply-add (the target must have one), else
     LLVM may split it. `scaled_index` says that addresses are base + index * scale. `register` is
     the inline assembly constraint of a vector register, or "" to leave the order of steps to LLVM.
+    `ahead` lines are prefetched with each step of k.
     """
 
     mr: int
@@ -56,6 +58,7 @@ class Tile:
     fused: bool
     scaled_index: bool
     register: str
+    ahead: int
 
 
 _ARGUMENTS = ("a", "rs", "segs", "nseg", "run", "b", "c", "ldc", "more", "ahead")
@@ -236,11 +239,12 @@ class _Generator:
                     acc[n] = build.call(self.fma, [splat, vector, acc[n]])
                 a = self.after(a, [splat, *acc[n + 1 - tile.nv : n + 1]])
             b = self.after(b, acc[n : n + 1])
-            line = self.at(ahead, _i64(step * _LINE_BYTES))
-            build.call(self.prefetch, [line, *_READ_INTO_L2])
+            for line in range(step * tile.ahead, (step + 1) * tile.ahead):
+                address = self.at(ahead, _i64(line * _LINE_BYTES))
+                build.call(self.prefetch, [address, *_READ_INTO_L2])
         moved = [
             self.at(a, _i64(steps * _FLOAT_BYTES)),
-            self.at(ahead, _i64(steps * _LINE_BYTES)),
+            self.at(ahead, _i64(steps * tile.ahead * _LINE_BYTES)),
             self.at(b, _i64(steps * self.b_step)),
         ]
         self.join(heads, [*moved, *acc], block)
