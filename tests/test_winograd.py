@@ -282,7 +282,7 @@ def test_transforms_are_exact_in_exact_arithmetic(algorithm: Algorithm) -> None:
     """Aᵀ [(G g Gᵀ) * (Bᵀ d B)] A is the correlation, evaluated in float64."""
     rng = np.random.default_rng(0)
     d, g = rng.standard_normal((algorithm.a, algorithm.a)), rng.standard_normal((3, 3))
-    rows = [matrix(line, algorithm.a) for line in (algorithm.inputs, algorithm.outputs)]
+    rows = [matrix(algorithm, line) for line in (algorithm.inputs, algorithm.outputs)]
     b, a, f = rows[0], rows[1], np.array(algorithm.filter)
     got = a @ ((f @ g @ f.T) * (b @ d @ b.T)) @ a.T
     want = [
@@ -292,11 +292,11 @@ def test_transforms_are_exact_in_exact_arithmetic(algorithm: Algorithm) -> None:
     np.testing.assert_allclose(got, want, atol=1e-12)
 
 
-def matrix(line: Any, count: int) -> np.ndarray:
+def matrix(algorithm: Algorithm, line: Any) -> np.ndarray:
     """The matrix of a straight-line transform, by transforming unit vectors."""
-    columns = []
+    columns, count = [], algorithm.a
     for k in range(count):
-        values: dict[Any, float] = {}
+        values: dict[Any, float] = {v: c for c, v in algorithm.constants}
         from onnxjit.codegen.expr import Apply, Const, Expr, Var
 
         inputs = [Var(f"in{j}", F) for j in range(count)]

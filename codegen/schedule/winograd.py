@@ -18,6 +18,7 @@ An infinity or NaN in a patch reaches all outputs of its tile.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from onnxjit.codegen.expr import (
@@ -29,6 +30,7 @@ from onnxjit.codegen.expr import (
     Var,
     apply,
     as_int,
+    const,
     index,
     poly_mul,
     substitute,
@@ -51,6 +53,7 @@ from onnxjit.codegen.schedule.reduction import replace_node
 from onnxjit.codegen.schedule.request import Request
 from onnxjit.codegen.schedule.winograd_cost import Choice, choose
 from onnxjit.codegen.schedule.winograd_match import Correlation, correlation
+from onnxjit.codegen.schedule.winograd_transforms import Line
 
 F = "float32"
 LANES = 16
@@ -72,7 +75,6 @@ class WinogradNest:
         if self.step % 256 == 0:
             self.step += LANES  # rows a multiple of 1 KB apart would share few sets of L1
         self.panels = -(-columns // self.nr)
-        self.ring = 2 * self.m  # columns of pixels that are kept: a power of two, at least a
 
         self.tile_rows = ceil_div(c.row.extent, self.m)
         self.tile_columns = ceil_div(c.column.extent, self.m)
@@ -88,33 +90,42 @@ class WinogradNest:
 
     def nest(self) -> LoopNest:
         m, a = self.m, self.a
-        rb, wb, pb = Var("rb"), Var("wb"), Var("pb")
-        start_row, start_column = poly_mul(rb, self.rows), poly_mul(wb, self.width)
+        rb, wb = Var("rb"), Var("wb")
         group = self.choice.group
-        body: tuple[Stmt, ...] = (
+        whole_width = self.width_blocks is ONE
+        self.x0: Expr = ZERO if whole_width else Var("x0")
+        self.x1: Expr = self.tile_columns if whole_width else Var("x1")
+        start_row, start_column = poly_mul(rb, self.rows), poly_mul(wb, self.width)
+        limits: list[Stmt] = [
             Assign(Var("g0"), start_row),
             Assign(Var("g1"), apply("min", start_row + self.rows, self.all_rows)),
-            Assign(Var("x0"), start_column),
-            Assign(Var("x1"), apply("min", start_column + self.width, self.tile_columns)),
-            Assign(Var("q"), Var("x1") - Var("x0")),
+        ]
+        if not whole_width:
+            limits += [
+                Assign(Var("x0"), start_column),
+                Assign(Var("x1"), apply("min", start_column + self.width, self.tile_columns)),
+            ]
+        body: tuple[Stmt, ...] = (
+            *limits,
             Store("segments", ZERO, ZERO),
             *self.input_transform(),
-            Assign(Var("p1"), apply("min", pb * group + group, index(self.panels))),
+            Assign(Var("rows"), ceil_div(Var("t"), self.mr)),
             *self.products(),
         )
+        # Constants are set once, because each occurrence would be typed and lowered again.
+        body = (*(Assign(v, const(c, F)) for c, v in self.alg.constants), *body)
         axes = [
             Axis("rb", self.row_blocks),
             Axis("wb", self.width_blocks),
             Axis("pb", index(-(-self.panels // group))),
         ]
         nest, tiles = with_tiles(axes, body)
-        products = self.tiles * a * a * self.nr
         locals_ = (
             Local("segments", "int64", ONE),
             Local("column", F, index(a * self.step), stack=False),
-            Local("lines", F, index(self.ring * a * self.step), stack=False),
+            Local("lines", F, index(2 * m * a * self.step), stack=False),
             Local("inputs", F, index(a * a * self.plane), stack=False),
-            Local("products", F, index(products), stack=False),
+            Local("products", F, index(self.tiles * a * a * self.nr), stack=False),
             Local("halves", F, index(m * a * self.nr)),
             Local("results", F, index(m * m * self.nr)),
         )
@@ -130,85 +141,104 @@ class WinogradNest:
         packing = Packing(buffer, offset, (), column, inner, self.nr, self.alg.filter)
         return replace(nested, packings=(packing,))
 
+    def line(
+        self, name: str, source: Sequence[Expr], transform: Line, to: str, at: Expr, step: int
+    ) -> tuple[Stmt, ...]:
+        """Transforms one line of loads and stores the results `step` apart; `name` is the variable
+        that holds the first offset."""
+        setup, results = transform(source)
+        out = Var(name)
+        stores = [Store(to, out + n * step, e) for n, e in enumerate(results)]
+        return (*setup, Assign(out, at), *stores)
+
     # --- 1: input ------------------------------------------------------------------------------
 
     def input_transform(self) -> tuple[Stmt, ...]:
-        """inputs[e][t][k]: element e of the transformed patch of the block's tile t."""
-        c, m, a = self.c, self.m, self.a
-        g, tx, w = Var("g"), Var("tx"), Var("w")
-        ty, top, i = Var("ty"), Var("top"), Var("i")
+        """inputs[e][t][k]: element e of the transformed patch of the block's tile t.
+
+        `lines` keeps 2 m columns, transformed once: column w is at w % (2 m), so that a patch is
+        the m columns of one half and the first two of the other.
+        """
+        c, m, a, step = self.c, self.m, self.a, self.step
+        tx, w, i = Var("tx"), Var("w"), Var("i")
+        ty, top, t, done = Var("ty"), Var("top"), Var("t"), Var("done")
         first, last = Var("vfirst"), Var("vlast")
-        channel = Axis("ik", c.k.extent)
+        k = Axis("ik", c.k.extent)
+        both = "logical_and"
+        column_inside = apply(both, apply("le", c.columns.low, w), apply("lt", w, c.columns.high))
+        row_inside = apply(both, apply("le", first, i), apply("lt", i, last))
+        all_inside = apply(both, apply("le", first, 0), apply("le", index(a), last))
+        slot = Var("slot")
 
-        def pixel(row: Expr) -> Expr:
-            return substitute(c.pixel, {c.ph: top + row, c.pw: w, c.k: channel, **self.image()})
+        def vertical(lines: list[Expr], *setup: Stmt) -> Stmt:
+            body = self.line("o", lines, self.alg.inputs, "lines", slot + k, step)
+            return For(k, ZERO, k.extent, (*setup, *body))
 
-        column_inside = apply(
-            "logical_and", apply("le", c.columns.low, w), apply("lt", w, c.columns.high)
+        def filled(value: Expr) -> tuple[Stmt, ...]:
+            return (For(k, ZERO, k.extent, (Store("column", i * step + k, value),)),)
+
+        inside = apply(both, column_inside, row_inside)
+        columns: tuple[Stmt, ...] = (
+            For(i, ZERO, index(a), (If(inside, filled(self.pixel(i, k)), filled(c.fill)),)),
+            vertical([Load("column", (k + n * step,), F) for n in range(a)]),
         )
-        whole = apply(
-            "logical_and", apply("le", first, 0), apply("le", index(a), last), dtype="bool"
-        )
-        slot = poly_mul(apply("mod", w, self.ring), index(a * self.step))
-
-        def vertical(lines: list[Expr], k: Axis) -> For:
-            setup, results = self.alg.inputs(lines)
-            stores = [Store("lines", slot + n * self.step + k, e) for n, e in enumerate(results)]
-            return For(k, ZERO, k.extent, (*setup, *stores))
-
-        at = i * self.step + channel
-        row_inside = apply("logical_and", apply("le", first, i), apply("lt", i, last))
-        border: tuple[Stmt, ...] = (
-            For(i, ZERO, index(a), (
-                If(
-                    apply("logical_and", column_inside, row_inside),
-                    (For(channel, ZERO, channel.extent, (Store("column", at, pixel(i)),)),),
-                    (For(channel, ZERO, channel.extent, (Store("column", at, c.fill),)),),
-                ),
-            )),
-            vertical([Load("column", (n * self.step + channel,), F) for n in range(a)], channel),
-        )  # fmt: skip
-        columns: tuple[Stmt, ...] = border
         if c.contiguous:
-            direct = vertical([pixel(index(n)) for n in range(a)], channel)
-            columns = (If(apply("logical_and", column_inside, whole), (direct,), border),)
+            direct = self.direct(vertical, k)
+            columns = (If(apply(both, column_inside, all_inside), direct, columns),)
+        half = m * a * step
+        columns = (Assign(slot, poly_mul(apply("mod", w, 2 * m), index(a * step))), *columns)
 
-        t = poly_mul(g - Var("g0"), Var("q")) + tx - Var("x0")
-        padded = Axis("ip", index(-(-self.depth // LANES) * LANES))
-        slots = [Var(f"z{j}") for j in range(a)]
-        lines = [Load("lines", (slots[j] + i * self.step + padded,), F) for j in range(a)]
-        setup, results = self.alg.inputs(lines)
-        to = Var("to")
-        spread = [
-            Store("inputs", to + i * (a * self.plane) + n * self.plane + padded, e)
-            for n, e in enumerate(results)
-        ]
-        horizontal: tuple[Stmt, ...] = (
-            Assign(to, poly_mul(t, index(self.step))),
-            *(
-                Assign(
-                    slots[j],
-                    poly_mul(apply("mod", tx * m + j, self.ring), index(a * self.step)),
-                )
-                for j in range(a)
-            ),
-            For(i, ZERO, index(a), (For(padded, ZERO, padded.extent, (*setup, *spread)),)),
-        )
+        kp = Axis("ip", index(-(-self.depth // LANES) * LANES))
+        near, far = Var("near"), Var("far")
+        lines: list[Expr] = [near + j * (a * step) for j in range(m)]
+        lines += [far + j * (a * step) for j in range(a - m)]
         edge = tx * m + a
         return (
-            For(g, Var("g0"), Var("g1"), (
+            Assign(t, ZERO),
+            For(Var("g"), Var("g0"), Var("g1"), (
                 *self.place(),
                 Assign(top, ty * m),
                 Assign(first, c.rows.low - top),
                 Assign(last, c.rows.high - top),
-                Assign(Var("done"), Var("x0") * m),
-                For(tx, Var("x0"), Var("x1"), (
-                    For(w, Var("done"), edge, columns),
-                    Assign(Var("done"), edge),
-                    *horizontal,
+                Assign(done, poly_mul(self.x0, index(m))),
+                For(tx, self.x0, self.x1, (
+                    For(w, done, edge, columns),
+                    Assign(done, edge),
+                    Assign(Var("half"), poly_mul(apply("mod", tx, 2), index(half))),
+                    For(i, ZERO, index(a), (
+                        For(kp, ZERO, kp.extent, (
+                            Assign(near, Var("half") + i * step + kp),
+                            Assign(far, half + i * step + kp - Var("half")),
+                            *self.line(
+                                "o", [Load("lines", (e,), F) for e in lines], self.alg.inputs,
+                                "inputs", i * (a * self.plane) + t * step + kp, self.plane,
+                            ),
+                        )),
+                    )),
+                    Assign(t, t + 1),
                 )),
             )),
         )  # fmt: skip
+
+    def pixel(self, row: Expr, k: Axis) -> Expr:
+        """The input at row `row` of the patch, column `w` and channel `k`, inside the border."""
+        c = self.c
+        table = {c.ph: Var("top") + row, c.pw: Var("w"), c.k: k, **self.image()}
+        return substitute(c.pixel, table)
+
+    def direct(self, vertical: Callable[..., Stmt], k: Axis) -> tuple[Stmt, ...]:
+        """The column's transform with all rows read in place."""
+        pixels = [self.pixel(index(n), k) for n in range(self.a)]
+        first = pixels[0]
+        if not isinstance(first, Load):
+            return (vertical(pixels),)
+        start, near = Var("source"), Var("near")
+        reads: list[Expr] = []
+        for p in pixels:
+            assert isinstance(p, Load)
+            reads.append(Load(p.buffer, (near + (p.index[0] - first.index[0]),), F))
+        at = substitute(first.index[0], {k: ZERO})
+        return Assign(start, at), vertical(reads, Assign(near, start + k))
 
     def image(self) -> dict[Expr, Expr]:
         return {self.c.batch: Var("image")} if self.c.batch is not None else {}
@@ -227,9 +257,8 @@ class WinogradNest:
 
     def products(self) -> tuple[Stmt, ...]:
         """products[t][e]: a row of nr output channels of element e, then its output transform."""
-        a, nr = self.a, self.nr
-        e, panel, rt = Var("e"), Var("panel"), Var("rt")
-        count = poly_mul(Var("g1") - Var("g0"), Var("q"))
+        a, nr, group = self.a, self.nr, self.choice.group
+        e, panel, rt, first = Var("e"), Var("panel"), Var("rt"), Var("pb") * group
         call = Call(
             self.choice.tile.symbol,
             (
@@ -243,9 +272,11 @@ class WinogradNest:
                 index(a * a * nr),
             ),
         )
+        last: Expr = index(self.panels)
+        if self.panels > group:
+            last = apply("min", first + group, last)
         return (
-            Assign(Var("rows"), ceil_div(count, self.mr)),
-            For(panel, Var("pb") * self.choice.group, Var("p1"), (
+            For(panel, first, last, (
                 For(e, ZERO, index(a * a), (For(rt, ZERO, Var("rows"), (call,)),)),
                 *self.output_transform(),
             )),
@@ -255,26 +286,31 @@ class WinogradNest:
 
     def output_transform(self) -> tuple[Stmt, ...]:
         m, a, nr = self.m, self.a, self.nr
-        g, tx, ty, i = Var("g"), Var("tx"), Var("ty"), Var("i")
+        tx, ty, i, t = Var("tx"), Var("ty"), Var("i"), Var("t")
         j = Axis("j", index(nr))
-        t = poly_mul(g - Var("g0"), Var("q")) + tx - Var("x0")
-        source = Var("to")
-        column = [Load("products", (source + n * (a * nr) + i * nr + j,), F) for n in range(a)]
-        setup, results = self.alg.outputs(column)
-        down = [Store("halves", n * (a * nr) + i * nr + j, e) for n, e in enumerate(results)]
-        line = [Load("halves", (i * (a * nr) + n * nr + j,), F) for n in range(a)]
-        setup2, results2 = self.alg.outputs(line)
-        across = [Store("results", i * (m * nr) + n * nr + j, e) for n, e in enumerate(results2)]
+        near, line, column = Var("near"), a * nr, j + i * nr
+
+        def loaded(buffer: str, step: int) -> list[Expr]:
+            return [Load(buffer, (near + n * step,), F) for n in range(a)]
+
+        down = self.line("o", loaded("products", line), self.alg.outputs, "halves", column, line)
+        at = j + i * (m * nr)
+        across = self.line("o", loaded("halves", nr), self.alg.outputs, "results", at, nr)
         full = index(nr)
         return (
-            For(g, Var("g0"), Var("g1"), (
+            Assign(t, ZERO),
+            For(Var("g"), Var("g0"), Var("g1"), (
                 *self.place(),
-                For(tx, Var("x0"), Var("x1"), (
-                    Assign(source, poly_mul(t, index(a * a * nr))),
-                    For(i, ZERO, index(a), (For(j, ZERO, full, (*setup, *down)),)),
-                    For(i, ZERO, index(m), (For(j, ZERO, full, (*setup2, *across)),)),
-                    Assign(Var("top"), ty * m),
+                Assign(Var("top"), ty * m),
+                For(tx, self.x0, self.x1, (
+                    For(i, ZERO, index(a), (
+                        For(j, ZERO, full, (Assign(near, t * (a * line) + column), *down)),
+                    )),
+                    For(i, ZERO, index(m), (
+                        For(j, ZERO, full, (Assign(near, i * line + j), *across)),
+                    )),
                     *self.epilogue(),
+                    Assign(t, t + 1),
                 )),
             )),
         )  # fmt: skip

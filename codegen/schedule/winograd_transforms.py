@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from onnxjit.codegen.expr import Expr, Var, const
+from onnxjit.codegen.expr import Expr, Var
 from onnxjit.codegen.loops import Assign, Stmt
 
 F = "float32"
@@ -28,13 +28,15 @@ Line = Callable[[Sequence[Expr]], tuple[list[Stmt], list[Expr]]]
 class Algorithm:
     """`m` outputs per side from patches of `a`; `filter` is G (a rows of 3).
 
-    `inputs` maps a line of a values to a (Bᵀ), `outputs` a line of a values to m (Aᵀ).
+    `inputs` maps a line of a values to a (Bᵀ), `outputs` a line of a values to m (Aᵀ); both may
+    use the variables of `constants`.
     """
 
     m: int
     filter: tuple[tuple[float, ...], ...]
     inputs: Line
     outputs: Line
+    constants: tuple[tuple[float, Var], ...] = ()
 
     @property
     def a(self) -> int:
@@ -50,7 +52,7 @@ class Algorithm:
         return f"F({self.m}x{self.m},3x3)"
 
 
-class Line_:
+class Names:
     """Names intermediate results of a straight-line transform."""
 
     def __init__(self) -> None:
@@ -62,28 +64,30 @@ class Line_:
         return v
 
 
+A, B = sqrt(0.5), sqrt(2.0)
+"""The points of F(4x4) are ±A and ±B; A * B = 1, A² = 1/2, B² = 2."""
+
+CONSTANTS = {c: Var(f"vc{n}", F) for n, c in enumerate((0.5, 2.0, 2.5, A, B))}
+
+
 def times(factor: float, e: Expr) -> Expr:
-    return const(factor, F) * e
+    return CONSTANTS[factor] * e
 
 
 def inputs_2(d: Sequence[Expr]) -> tuple[list[Stmt], list[Expr]]:
-    t = Line_()
+    t = Names()
     d0, d1, d2, d3 = (t(x) for x in d)
     return t.body, [d0 - d2, d1 + d2, d2 - d1, d1 - d3]
 
 
 def outputs_2(y: Sequence[Expr]) -> tuple[list[Stmt], list[Expr]]:
-    t = Line_()
+    t = Names()
     y0, y1, y2, y3 = (t(x) for x in y)
     return t.body, [y0 + (y1 + y2), (y1 - y2) - y3]
 
 
-A, B = sqrt(0.5), sqrt(2.0)
-"""The points of F(4x4) are ±A and ±B; A * B = 1, A² = 1/2, B² = 2."""
-
-
 def inputs_4(d: Sequence[Expr]) -> tuple[list[Stmt], list[Expr]]:
-    t = Line_()
+    t = Names()
     d0, d1, d2, d3, d4, d5 = (t(x) for x in d)
     even_a, odd_a = t(d4 - times(2.0, d2)), t(times(A, d3 - times(2.0, d1)))
     even_b, odd_b = t(d4 - times(0.5, d2)), t(times(B, d3 - times(0.5, d1)))
@@ -93,7 +97,7 @@ def inputs_4(d: Sequence[Expr]) -> tuple[list[Stmt], list[Expr]]:
 
 
 def outputs_4(y: Sequence[Expr]) -> tuple[list[Stmt], list[Expr]]:
-    t = Line_()
+    t = Names()
     y0, y1, y2, y3, y4, y5 = (t(x) for x in y)
     sum_a, odd_a = t(y1 + y2), t(times(A, y1 - y2))
     sum_b, odd_b = t(y3 + y4), t(times(B, y3 - y4))
@@ -118,6 +122,6 @@ def filter_matrix(points: Sequence[float]) -> tuple[tuple[float, ...], ...]:
 
 
 F2 = Algorithm(2, ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)), inputs_2, outputs_2)
-F4 = Algorithm(4, filter_matrix((0.0, A, -A, B, -B)), inputs_4, outputs_4)
+F4 = Algorithm(4, filter_matrix((0.0, A, -A, B, -B)), inputs_4, outputs_4, tuple(CONSTANTS.items()))
 
 __all__ = ["F2", "F4", "Algorithm"]
