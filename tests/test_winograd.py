@@ -108,10 +108,10 @@ def check(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("shape", [
-    (1, 16, 8, 8), (2, 5, 9, 11), (1, 33, 2, 13), (3, 17, 7, 2), (1, 256, 4, 5),
+@pytest.mark.parametrize(("shape", "n"), [
+    ((1, 16, 8, 8), 37), ((2, 5, 9, 11), 16), ((1, 33, 2, 13), 3), ((3, 17, 7, 2), 37),
+    ((1, 256, 4, 5), 64),
 ], ids=str)  # fmt: skip
-@pytest.mark.parametrize("n", [3, 16, 37])
 def test_fixed_sizes(algorithm: Algorithm, shape: tuple[int, ...], n: int) -> None:
     check(kernel(shape, n), algorithm, group=2)
 
@@ -122,8 +122,8 @@ def test_fixed_sizes(algorithm: Algorithm, shape: tuple[int, ...], n: int) -> No
     (-1, 0, 1, -2),
 ], ids=str)  # fmt: skip
 def test_borders(algorithm: Algorithm, pads: Pads) -> None:
-    check(kernel((2, 18, 9, 10), 20, pads), algorithm)
-    check(kernel((2, 18, 9, 10), 20, pads, fill=0.5), algorithm, tiles=100)
+    fill = 0.5 if sum(pads) > 6 else 0.0
+    check(kernel((2, 18, 9, 10), 20, pads, fill=fill), algorithm)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -134,18 +134,16 @@ def test_symbolic_sizes(algorithm: Algorithm, pads: Pads) -> None:
     check(k, algorithm, *({"b": b, "h": h, "w": w} for b, h, w in sizes), tiles=5, group=2)
 
 
-@pytest.mark.parametrize("tiles", [1, 2, 7, 64])
-@pytest.mark.parametrize("group", [1, 2, 5])
+@pytest.mark.parametrize(("tiles", "group"), [(1, 1), (2, 5), (7, 2), (64, 1), (100, 5)])
 def test_blocks(tiles: int, group: int) -> None:
     check(kernel((2, 16, 15, 22), 70), F4, tiles=tiles, group=group)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layouts", [
     {}, {"x": LAST}, {"y0": LAST}, {"x": (2, 0, 3, 1), "y0": (3, 1, 2, 0)},
 ], ids=str)  # fmt: skip
-def test_layouts(algorithm: Algorithm, layouts: dict[str, tuple[int, ...]]) -> None:
-    check(kernel((2, 19, 9, 10), 20, (1, 0, 2, 1)), algorithm, layouts=layouts)
+def test_layouts(layouts: dict[str, tuple[int, ...]]) -> None:
+    check(kernel((2, 19, 9, 10), 20, (1, 0, 2, 1)), F4, layouts=layouts)
 
 
 def test_an_index_map_at_the_output() -> None:
@@ -185,14 +183,13 @@ EPILOGUES: dict[str, tuple[Epilogue, dict[str, tuple[str, Sequence[int | str]]]]
 
 
 @pytest.mark.parametrize("name", EPILOGUES)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_epilogues(algorithm: Algorithm, name: str) -> None:
+def test_epilogues(name: str) -> None:
     epilogue, inputs = EPILOGUES[name]
     k = kernel(("b", 40, "h", "w"), 40, epilogue=epilogue, **inputs)
     layouts = {"x": LAST, "y0": LAST, "r": LAST}
     fixed = ["w", "b"] if "b" in inputs else ["w"]
     sizes = [{"b": b, "h": h, "w": w} for b, h, w in ((1, 4, 4), (2, 7, 9))]
-    check(k, algorithm, *sizes, constants=fixed, layouts=layouts)
+    check(k, F4, *sizes, constants=fixed, layouts=layouts)
 
 
 def test_work_on_the_input_inside_the_border() -> None:

@@ -51,7 +51,7 @@ from onnxjit.codegen.schedule.axes import ceil_div
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
 from onnxjit.codegen.schedule.reduction import replace_node
 from onnxjit.codegen.schedule.request import Request
-from onnxjit.codegen.schedule.winograd_cost import Choice, choose
+from onnxjit.codegen.schedule.winograd_cost import THREADS, Choice, choose
 from onnxjit.codegen.schedule.winograd_match import Correlation, correlation
 from onnxjit.codegen.schedule.winograd_transforms import Line
 
@@ -76,17 +76,38 @@ class WinogradNest:
             self.step += LANES  # rows a multiple of 1 KB apart would share few sets of L1
         self.panels = -(-columns // self.nr)
 
-        self.tile_rows = ceil_div(c.row.extent, self.m)
-        self.tile_columns = ceil_div(c.column.extent, self.m)
-        batch = c.batch.extent if c.batch is not None else ONE
-        self.all_rows = poly_mul(batch, self.tile_rows)
-        # A block is `rows` rows of `width` tiles, at most `choice.tiles` in all.
-        self.width_blocks, self.width = even_parts(self.tile_columns, index(choice.tiles))
-        most = apply("max", apply("floordiv", index(choice.tiles), self.width), 1)
-        self.row_blocks, self.rows = even_parts(self.all_rows, most)
+        self.sizes: list[Stmt] = []
+        self.row_blocks, self.width_blocks = self.divide(lambda name, e: e)
+        self.divide(self.named)
         tiles = as_int(poly_mul(self.rows, self.width))
         self.tiles = -(-(tiles or choice.tiles) // self.mr) * self.mr
         self.plane = self.tiles * self.step + LANES
+
+    def divide(self, named: Callable[[str, Expr], Expr]) -> tuple[Expr, Expr]:
+        """Divides the tiles into blocks of `rows` rows of `width` tiles, at most `choice.tiles` in
+        all; returns the numbers of blocks. `named` may put run-time sizes into variables."""
+        c, most = self.c, index(self.choice.tiles)
+        batch = c.batch.extent if c.batch is not None else ONE
+        self.tile_rows = named("high", ceil_div(c.row.extent, self.m))
+        self.tile_columns = named("wide", ceil_div(c.column.extent, self.m))
+        self.all_rows = named("count", poly_mul(batch, self.tile_rows))
+        width_blocks = named("wide_parts", ceil_div(self.tile_columns, self.choice.tiles))
+        self.width = named("width", even_size(self.tile_columns, width_blocks))
+        fits = apply("floordiv", most, self.width)
+        if as_int(self.all_rows) is None:
+            # The choice could not weigh the number of steps: leave every thread some.
+            fits = apply("min", fits, ceil_div(self.all_rows, THREADS))
+        height = named("height", apply("max", fits, 1))
+        row_blocks = named("parts", apply("floordiv", self.all_rows + height - 1, height))
+        self.rows = named("block", even_size(self.all_rows, row_blocks))
+        return row_blocks, width_blocks
+
+    def named(self, name: str, e: Expr) -> Expr:
+        """A run-time size as a variable that the body sets first."""
+        if as_int(e) is not None:
+            return e
+        self.sizes.append(Assign(Var(name), e))
+        return Var(name)
 
     def nest(self) -> LoopNest:
         m, a = self.m, self.a
@@ -97,6 +118,7 @@ class WinogradNest:
         self.x1: Expr = self.tile_columns if whole_width else Var("x1")
         start_row, start_column = poly_mul(rb, self.rows), poly_mul(wb, self.width)
         limits: list[Stmt] = [
+            *self.sizes,
             Assign(Var("g0"), start_row),
             Assign(Var("g1"), apply("min", start_row + self.rows, self.all_rows)),
         ]
@@ -347,11 +369,10 @@ class WinogradNest:
         return (If(apply("lt", Var("panel"), whole), loops_(nr), loops_(rest)),)
 
 
-def even_parts(extent: Expr, most: Expr) -> tuple[Expr, Expr]:
-    """The number of parts of at most `most` that an extent takes, and their even size (>= 1)."""
-    parts = apply("floordiv", extent + most - 1, most)
+def even_size(extent: Expr, parts: Expr) -> Expr:
+    """The size of even parts of an extent, at least 1."""
     size = apply("floordiv", extent + parts - 1, apply("max", parts, 1))
-    return parts, apply("max", size, 1)
+    return apply("max", size, 1)
 
 
 def winograd(r: Request) -> LoopNest:

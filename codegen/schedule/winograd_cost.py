@@ -154,4 +154,4 @@ def direct_cycles(s: Sizes, target: Target) -> float:
     return products + copied + COLD * taps * s.depth * s.n * 4
 
 
-__all__ = ["Choice", "choose"]
+__all__ = ["THREADS", "Choice", "choose"]
