@@ -59,6 +59,9 @@ F = "float32"
 LANES = 16
 """Channels in scratch are padded to a multiple of this, so that no transform has a remainder."""
 
+LINE = 16
+"""Elements of a cache line."""
+
 
 class WinogradNest:
     """Builds the nest of a correlation for one choice of algorithm and block."""
@@ -281,17 +284,22 @@ class WinogradNest:
         """products[t][e]: a row of nr output channels of element e, then its output transform."""
         a, nr, group = self.a, self.nr, self.choice.group
         e, panel, rt, first = Var("e"), Var("panel"), Var("rt"), Var("pb") * group
+        matrix = (panel * (a * a) + e) * (self.depth * nr)
+        # Every call prefetches a line with each of its `depth` steps: its share of the next matrix.
+        ahead = matrix + self.depth * nr + rt * (self.depth * LINE)
         call = Call(
             self.choice.tile.symbol,
             (
                 Address("inputs", e * self.plane + rt * (self.mr * self.step)),
                 index(self.step),
-                Address("segments"),
+                Address("segments", ZERO),
                 ONE,
                 index(self.depth),
-                Address(self.c.weights[0], (panel * (a * a) + e) * (self.depth * nr)),
+                Address(self.c.weights[0], matrix),
                 Address("products", rt * (self.mr * a * a * nr) + e * nr),
                 index(a * a * nr),
+                ZERO,
+                Address(self.c.weights[0], ahead),
             ),
         )
         last: Expr = index(self.panels)
