@@ -24,20 +24,31 @@ _HALVES = ("float16", "bfloat16")
 
 
 class Buffer:
-    """Elements of `dtype` from `address` on; `owner` keeps the memory alive."""
+    """Elements of `dtype` from `address` on; `owner` keeps the memory alive, and is its limit where
+    it is an array."""
 
-    __slots__ = ("address", "dtype", "owner")
+    __slots__ = ("address", "dtype", "limits", "owner")
 
     def __init__(self, dtype: str, address: int, owner: Any = None) -> None:
         self.dtype = dtype
         self.address = address
         self.owner = owner
+        self.limits: tuple[int, int] | None = None
+        if isinstance(owner, np.ndarray):
+            self.limits = owner.ctypes.data, owner.ctypes.data + owner.nbytes
 
     def view(self, start: int, count: int) -> np.ndarray[Any, Any]:
-        """The memory of `count` elements from index `start` on, as an array."""
+        """The memory of `count` elements from index `start` on, as an array. IndexError outside."""
         type_ = _NUMPY[self.dtype]
         size = int(count) * type_.itemsize
-        raw = (ctypes.c_uint8 * size).from_address(self.address + int(start) * type_.itemsize)
+        first = self.address + int(start) * type_.itemsize
+        if self.limits is not None and size:
+            if first < self.limits[0] or first + size > self.limits[1]:
+                held = (self.limits[1] - self.address) // type_.itemsize
+                raise IndexError(
+                    f"{count} element(s) from index {start} on, in a buffer of {held} {self.dtype}"
+                )
+        raw = (ctypes.c_uint8 * size).from_address(first)
         return np.ctypeslib.as_array(raw).view(type_)
 
     def __getitem__(self, index: int) -> Any:

@@ -249,18 +249,16 @@ class Operands:
             at = mi - start
         at = poly_mul(at, depth) + k
         self.locals.append(Local("rows", "float32", poly_mul(count, depth), stack=False))
-        body: Stmt = Store("rows", at, Load(x.buffer, (x.index[0],), x.dtype))
-        loops_ = [lambda b, a=a: loop(a, b) for a in k_axes]
+        loops_ = [For(a, ZERO, a.extent, ()) for a in k_axes]
         if self.mi is not None:
-            mi_axis = self.mi
-            loops_.insert(0, lambda b: For(mi_axis, start, stop, (b,)))
-            if coefficient(x.index[0], mi_axis) is ONE:
-                loops_.append(loops_.pop(0))
+            line = For(self.mi, start, stop, ())
+            # Reading along what is contiguous.
+            loops_.insert(len(loops_) if coefficient(x.index[0], self.mi) is ONE else 0, line)
         if self.row is not None:
-            row = self.row
-            loops_.insert(0, lambda b: For(row, first, last, (b,)))
-        for wrap in reversed(loops_):
-            body = wrap(body)
+            loops_.insert(0, For(self.row, first, last, ()))
+        body: Stmt = Store("rows", at, Load(x.buffer, (x.index[0],), x.dtype))
+        for around in reversed(loops_):
+            body = replace(around, body=(body,))
         self.notes.append("rows gathered into scratch")
         return "rows", at, [body], k_axes
 
