@@ -1,18 +1,28 @@
 """Packing of constant operands into panels of `nr` columns, done once when a model is compiled.
 
 A panel holds, for each k in turn, nr neighbouring columns; the last panel is filled with zeros.
+Filters of a minimal filtering algorithm are transformed first (`Packing.filter`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
+
+FILTERS = 32
+"""Columns whose filters are transformed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Strided view of an operand: outer axes, the column axis, the k axes (element strides)."""
+    """Strided view of an operand: outer axes, the column axis, the k axes (element strides).
+
+    With `filter`, a matrix G of a rows, the last two k axes are the taps of a filter g and are
+    replaced by the a x a elements of G g Gᵀ (computed in float64), which become the first two.
+    """
 
     buffer: str
     offset: int
@@ -20,6 +30,7 @@ class Packing:
     column: tuple[int, int]
     inner: tuple[tuple[int, int], ...]
     nr: int
+    filter: tuple[tuple[float, ...], ...] = ()
 
     @property
     def panels(self) -> int:
@@ -28,9 +39,9 @@ class Packing:
     @property
     def depth(self) -> int:
         total = 1
-        for extent, _ in self.inner:
+        for extent, _ in self.inner[:-2] if self.filter else self.inner:
             total *= extent
-        return total
+        return total * len(self.filter) ** 2 if self.filter else total
 
     @property
     def elements(self) -> int:
@@ -52,18 +63,47 @@ def arranged(source: np.ndarray, order: tuple[int, ...] | None) -> np.ndarray:
     return np.ascontiguousarray(source if order is None else source.transpose(order))
 
 
+def strided(
+    flat: np.ndarray, offset: int, extents: Sequence[int], steps: Sequence[int]
+) -> np.ndarray:
+    """The read-only view with these extents and element strides that starts at `offset`."""
+    item = flat.strides[0] if flat.ndim and flat.size else flat.itemsize
+    return np.lib.stride_tricks.as_strided(
+        flat[offset:], extents, [s * item for s in steps], writeable=False
+    )
+
+
+def filtered(source: np.ndarray, p: Packing) -> tuple[np.ndarray, Packing]:
+    """The transformed filters [a, a, columns, k...] and the plain packing of them."""
+    if p.outer:
+        raise ValueError("filters have no outer axes")
+    (n, step), inner = p.column, p.inner
+    view = strided(
+        flattened(source), p.offset, [n, *(e for e, _ in inner)], [step, *(s for _, s in inner)]
+    )
+    g = np.asarray(p.filter, np.float64)
+    a, depth = len(g), prod(e for e, _ in inner[:-2])
+    out = np.empty((a * a, n, depth), source.dtype)
+    both = np.kron(g, g)  # element (i, j) of G g G^T from the taps in row-major order
+    for first in range(0, n, FILTERS):  # float64 copies of a few filters at a time
+        part = view[first : first + FILTERS]
+        taps = part.reshape(len(part) * depth, -1).astype(np.float64)
+        out[:, first : first + FILTERS] = (both @ taps.T).reshape(a * a, len(part), depth)
+    plain = Packing(p.buffer, 0, (), (n, depth), ((a * a, n * depth), (depth, 1)), p.nr)
+    return out, plain
+
+
 def pack(source: np.ndarray, p: Packing, out: np.ndarray | None = None) -> np.ndarray:
     """The packed form [outer..., panels, k, nr] of an operand, as one flat array of its dtype.
 
     `out`, when given, is a flat array of `p.elements` elements that receives the result.
     """
+    if p.filter:
+        source, p = filtered(source, p)
     flat = flattened(source)
     extents = [*(e for e, _ in p.outer), p.column[0], *(e for e, _ in p.inner)]
     steps = [*(s for _, s in p.outer), p.column[1], *(s for _, s in p.inner)]
-    item = flat.strides[0] if flat.ndim and flat.size else flat.itemsize
-    view = np.lib.stride_tricks.as_strided(
-        flat[p.offset :], extents, [s * item for s in steps], writeable=False
-    )
+    view = strided(flat, p.offset, extents, steps)
     groups = int(np.prod([e for e, _ in p.outer], dtype=np.int64)) if p.outer else 1
     n, depth = p.column[0], p.depth
     if out is None:

@@ -100,6 +100,12 @@ MODELS = {
         {"x": (F, (1, 4, 9, 11))},
         w=zeros(16, 4, 3, 3),
     ),
+    "winograd": graph(
+        [node("Conv", ["x", "m"], ["a"]), node("Conv", ["a", "w"], ["y"], pads=[1] * 4)],
+        {"x": (F, ("n", 8, "h", "w"))},
+        m=zeros(64, 8, 1, 1),
+        w=zeros(64, 64, 3, 3),
+    ),
     "depthwise": graph(
         [node("Conv", ["x", "w"], ["y"], pads=[1] * 4, group=6)],
         {"x": (F, (1, 6, 9, 9))},

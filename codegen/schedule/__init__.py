@@ -12,11 +12,12 @@ from onnxjit.codegen.schedule.pointwise import pointwise
 from onnxjit.codegen.schedule.reduction import reduction
 from onnxjit.codegen.schedule.request import Declined, Request
 from onnxjit.codegen.schedule.rows import rows
+from onnxjit.codegen.schedule.winograd import winograd
 
 Rule = Callable[[Request], LoopNest]
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    "cpu": (contraction, pointwise, reduction, rows),
+    "cpu": (winograd, contraction, pointwise, reduction, rows),
     "cuda": cuda.RULES,
 }
 

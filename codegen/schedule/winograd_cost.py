@@ -1,0 +1,157 @@
+"""Chooses the algorithm, block and register tile of a 3x3 correlation by estimated cycles.
+
+The estimates are those of one thread with weights that another layer has evicted from the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from onnxjit.codegen import microkernels
+from onnxjit.codegen.expr import as_int
+from onnxjit.codegen.microkernels import MicroKernel
+from onnxjit.codegen.schedule.axes import typical
+from onnxjit.codegen.schedule.request import Declined
+from onnxjit.codegen.schedule.winograd_match import TAPS, Correlation
+from onnxjit.codegen.schedule.winograd_transforms import F2, F4, Algorithm
+from onnxjit.codegen.target import Target
+
+GAIN = 0.85
+"""Part of the direct convolution's estimate that minimal filtering must stay below."""
+
+FEWEST = 16
+"""Channels of the input or output below which a transform has no full vector."""
+
+BLOCKS = (14, 21, 28, 42, 49, 56, 64)
+"""Tiles per block that are tried."""
+
+SIDE = 56
+"""Assumed run-time height and width; the assumed batch is 1."""
+
+THREADS = 4
+"""Threads that a division into parallel tiles should suit as well as one."""
+
+# Cycles on Cascade Lake, fitted to the stages of convolutions of 64 to 512 channels.
+CALL = 40.0
+"""A register tile's call, its accumulators aside."""
+COLD = 0.32
+"""A byte from memory."""
+NEAR = 0.05
+"""A byte of an operand that stays in L3."""
+NEAR_BYTES = 4 << 20
+"""Part of L3 that one operand can expect to keep."""
+TRANSFORMS = {F2: (170.0, 90.0), F4: (320.0, 260.0)}
+"""Transforming 16 input channels and 16 output channels of one tile."""
+COPY = 1.0
+"""Filling 16 channels of one pixel of the direct convolution's window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Algorithm, tiles per block (at most), register tile and panels per step."""
+
+    algorithm: Algorithm
+    tiles: int
+    tile: MicroKernel
+    group: int
+    cycles: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Extents, run-time ones as assumed."""
+
+    batch: int
+    rows: int
+    columns: int
+    depth: int
+    n: int
+
+
+def choose(c: Correlation, target: Target) -> Choice:
+    """The cheapest choice, or `Declined` where the direct convolution is about as fast."""
+    depth, n = as_int(c.k.extent), as_int(c.n.extent)
+    assert depth is not None and n is not None
+    if min(depth, n) < FEWEST:
+        raise Declined(f"{depth} to {n} channels are too few")
+    batch = as_int(c.batch.extent) if c.batch is not None else 1
+    rows, columns = (max(1, typical(a.extent, SIDE)) for a in (c.row, c.column))
+    sizes = Sizes(1 if batch is None else max(1, batch), rows, columns, depth, n)
+    isa = microkernels.isa_of(target)
+    best = min(choices(sizes, isa, target.l2), key=lambda choice: choice.cycles)
+    direct = direct_cycles(sizes, target)
+    if best.cycles > GAIN * direct:
+        raise Declined(
+            f"{best.algorithm.name} is estimated at {best.cycles / direct:.2f} "
+            "of the direct convolution's time"
+        )
+    return best
+
+
+def choices(s: Sizes, isa: str, l2: int) -> Iterator[Choice]:
+    """Every choice with its cycles, weighted by how well `THREADS` share its parallel tiles."""
+    for algorithm, limit in ((a, b) for a in (F2, F4) for b in BLOCKS):
+        m, a = algorithm.m, algorithm.a
+        tile_rows, tile_columns = s.batch * -(-s.rows // m), -(-s.columns // m)
+        width = even(tile_columns, limit)
+        height = even(tile_rows, max(1, limit // width))
+        blocks = -(-tile_columns // width) * -(-tile_rows // height)
+        tiles = width * height
+        products, tile = min(
+            ((row_tiles(tiles, t) * panels(s.n, t) * call_cycles(s.depth, t), t)
+             for t in microkernels.rows(isa)),
+            key=lambda pair: pair[0],
+        )  # fmt: skip
+        count = panels(s.n, tile)
+        filters = a * a * s.depth * count * tile.nr * 4
+        per_input, per_output = TRANSFORMS[algorithm]
+        inputs = tiles * -(-s.depth // 16) * per_input
+        outputs = tiles * (count * tile.nr / 16) * per_output
+        patches = a * a * tiles * s.depth * 4
+        spilled = NEAR * patches * count if patches > 0.6 * l2 else 0.0
+        again = NEAR if filters <= NEAR_BYTES else COLD
+        stream = COLD * filters + again * filters * (blocks - 1)
+        for group in groups(count):
+            steps = -(-count // group)
+            work = blocks * (inputs * steps + a * a * products + outputs + spilled) + stream
+            parallel = blocks * steps
+            idle = -(-parallel // THREADS) * THREADS / parallel
+            yield Choice(algorithm, limit, tile, group, work * (1 + idle) / 2)
+
+
+def even(extent: int, most: int) -> int:
+    """The even size of the fewest parts of at most `most`."""
+    parts = -(-extent // most)
+    return -(-extent // parts)
+
+
+def row_tiles(rows: int, t: MicroKernel) -> int:
+    return -(-rows // t.mr)
+
+
+def panels(n: int, t: MicroKernel) -> int:
+    return -(-n // t.nr)
+
+
+def groups(count: int) -> list[int]:
+    """Panels per step for 1, 2, 3 … steps, each number of panels once."""
+    sizes = [-(-count // steps) for steps in range(1, count + 1)]
+    return [a for a, b in pairwise([*sizes, 0]) if a != b]
+
+
+def call_cycles(depth: int, t: MicroKernel) -> float:
+    return depth * t.cycles + t.mr * t.nr / 16 + CALL
+
+
+def direct_cycles(s: Sizes, target: Target) -> float:
+    """The estimate for the `contraction` rule."""
+    cover = microkernels.select(s.columns, s.n, target)
+    taps, lines = TAPS * TAPS, s.batch * s.rows
+    products = lines * (cover.cycles * taps * s.depth + CALL * (cover.panels or 1))
+    copied = COPY * lines * s.columns * s.depth / 16
+    return products + copied + COLD * taps * s.depth * s.n * 4
+
+
+__all__ = ["THREADS", "Choice", "choose"]
