@@ -14,6 +14,8 @@ GEMM_SYMBOL = re.compile(
     r"gemm_[a-z0-9]+_(?P<mr>[1-9]\d*)x(?P<nr>[1-9]\d*)_[a-z0-9]+?(?P<acc>_acc)?"
 )
 
+PACK_SYMBOL = re.compile(r"pack_f32_(?P<nr>[1-9]\d*)_[a-z0-9]+")
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -34,6 +36,12 @@ FAMILIES: tuple[Family, ...] = (
         GEMM_SYMBOL,
         ("float32@", "int64", "int64*", "int64", "int64", "float32@", "float32@", "int64"),
     ),
+    Family(
+        "softmax",
+        re.compile(r"softmax_f32_[a-z0-9]+"),
+        ("float32@", "int64", "int64", "int64", "float32@", "float32@"),
+    ),
+    Family("pack", PACK_SYMBOL, ("float32@", "int64", "int64", "int64", "float32@")),
 )
 
 

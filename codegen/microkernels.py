@@ -4,6 +4,8 @@ A row is named by its symbol, and the name says everything:
 
     gemm_f32_{mr}x{nr}_{isa}        overwrites C
     gemm_f32_{mr}x{nr}_{isa}_acc    adds to C, for blocks of K
+    pack_f32_{nr}_{isa}             a transposing copy into a panel (see microkernel_pack)
+    softmax_f32_{isa}               rows of scores to exponentials (see microkernel_softmax)
 
     void f(const float* a, int64 rs, const int64* segs, int64 nseg, int64 run,
            const float* b, float* c, int64 ldc)
@@ -132,6 +134,8 @@ class Cover:
         return tuple(kernel.symbol for kernel in (self.main, *self.tails))
 
 
+_PACK = re.compile(r"pack_f32_([1-9]\d*)_([a-z0-9]+)")
+_SOFTMAX = re.compile(r"softmax_f32_([a-z0-9]+)")
 _SYMBOL = re.compile(r"gemm_([a-z0-9]+)_([1-9]\d*)x([1-9]\d*)_([a-z0-9]+?)(_acc)?")
 
 
@@ -169,6 +173,16 @@ def gemm(mr: int, nr: int, isa: str, dtype: str = "f32", *, accumulate: bool = F
     return f"gemm_{dtype}_{mr}x{nr}_{isa}" + ("_acc" if accumulate else "")
 
 
+def pack(nr: int, isa: str) -> str:
+    """The symbol of the transposing copy that makes panels of `nr` columns (microkernel_pack)."""
+    return f"pack_f32_{nr}_{isa}"
+
+
+def softmax(isa: str) -> str:
+    """The symbol of the softmax over rows of a strip (microkernel_softmax)."""
+    return f"softmax_f32_{isa}"
+
+
 def rows(isa: str, dtype: str = "f32") -> Iterator[MicroKernel]:
     """Every overwriting row of an instruction set; each has an accumulating one beside it."""
     for vectors in range(1, ISAS[isa].vectors + 1):
@@ -197,6 +211,19 @@ def step_cycles(isa: Isa, mr: int, vectors: int) -> float:
 
 def ir(symbol: str) -> str:
     """LLVM IR text that defines exactly `symbol`, without a triple. Raises KeyError as `row`."""
+    packing = _PACK.fullmatch(symbol)
+    if packing is not None:
+        from onnxjit.codegen import microkernel_pack
+
+        lanes = row(_reference(symbol)).nr
+        panel = microkernel_pack.Panel(int(packing[1]) // lanes, lanes)
+        return str(microkernel_pack.module(symbol, panel))
+    if _SOFTMAX.fullmatch(symbol):
+        from onnxjit.codegen import microkernel_softmax
+
+        isa = ISAS[row(_reference(symbol)).isa]
+        vector = microkernel_softmax.Vector(isa.lanes, isa.fused, isa.name == "avx512")
+        return str(microkernel_softmax.module(symbol, vector))
     return str(_module(row(symbol)))
 
 
@@ -292,10 +319,21 @@ def _module(kernel: MicroKernel) -> ir_types.Module:
     return microkernel_gemm.module(kernel.symbol, tile)
 
 
+def _reference(symbol: str) -> str:
+    """The GEMM row that runs where `symbol` does. Raises KeyError as `row`."""
+    packing, softmaxing = _PACK.fullmatch(symbol), _SOFTMAX.fullmatch(symbol)
+    if packing is None and softmaxing is None:
+        return symbol
+    isa = ISAS.get(packing[2] if packing else softmaxing[1] if softmaxing else "")
+    if isa is None or (packing and int(packing[1]) % isa.lanes):
+        raise KeyError(f"{symbol!r} does not name a micro-kernel")
+    return gemm(1, isa.lanes, isa.name)
+
+
 def _parsed(symbol: str, target: Target) -> tuple[binding.TargetMachine, binding.ModuleRef]:
     from llvmlite import binding
 
-    kernel = row(symbol)
+    kernel = row(_reference(symbol))
     if not kernel.runs_on(target):
         raise ValueError(f"{symbol} does not run on {target.triple} with {target.cpu} features")
     machine = target_machine(target, wide=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from onnxjit.codegen.loops import LoopNest
 from onnxjit.codegen.schedule import cuda
+from onnxjit.codegen.schedule.attention import attention
 from onnxjit.codegen.schedule.contraction import contraction
 from onnxjit.codegen.schedule.pointwise import pointwise
 from onnxjit.codegen.schedule.reduction import reduction
@@ -16,7 +17,7 @@ from onnxjit.codegen.schedule.rows import rows
 Rule = Callable[[Request], LoopNest]
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    "cpu": (contraction, pointwise, reduction, rows),
+    "cpu": (contraction, pointwise, reduction, attention, rows),
     "cuda": cuda.RULES,
 }
 

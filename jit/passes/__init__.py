@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxjit.codegen.target import Target
 from onnxjit.graph import Graph
+from onnxjit.passes.attention import fuse_attention
 from onnxjit.passes.fold_constants import fold_constants
 from onnxjit.passes.fuse import fuse
 from onnxjit.passes.layouts import assign_layouts
@@ -14,6 +15,7 @@ PIPELINE = (
     ("fuse", fuse),
     ("fold_constants", lambda p, target: fold_constants(prune_program(p))),
     ("assign_layouts", assign_layouts),
+    ("fuse_attention", fuse_attention),
 )
 
 

@@ -1,0 +1,437 @@
+"""Schedule for attention: one pass over the keys for a block of queries, nothing written between.
+
+A tile is a batch index (batch and head) and a block of query rows. Keys come in blocks: a block's
+keys are packed into panels (transposed) and its values copied into panels, then for every register
+tile of rows: scores into a strip of L1, their tails and the softmax on the strip, and the strip
+times the values onto the rows' outputs. Where the keys need several blocks, running maxima and sums
+rescale what was there before (Milakov and Gimelshein, "Online normalizer calculation for softmax",
+2018; Rabe and Staats, "Self-attention does not need O(n^2) memory", 2021). Sums are divided once
+per output element, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnxjit.codegen import microkernels
+from onnxjit.codegen.expr import (
+    ONE,
+    ZERO,
+    Axis,
+    Const,
+    Expr,
+    Load,
+    Var,
+    apply,
+    as_int,
+    index,
+    loads,
+    poly_mul,
+    substitute,
+)
+from onnxjit.codegen.kernel import rename_axes
+from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, LoopNest, Stmt, Store
+from onnxjit.codegen.schedule.attention_match import SCORE, WEIGHTED, Attention, recognise
+from onnxjit.codegen.schedule.axes import coefficient
+from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
+from onnxjit.codegen.schedule.request import Request
+
+PACKED_BYTES = 128 * 1024
+"""Packed keys and values of one block: an eighth of L2 beside the rows that pass over them."""
+
+MOST_KEYS = 384
+"""Longest block of keys: a strip of 14 rows is then 21 KB of L1."""
+
+ROWS = 256
+"""Most query rows of a tile. Packing a block costs about as much as 8 rows of products."""
+
+TILES = 8
+"""Parallel tiles wanted, so that two to four threads finish together."""
+
+CONFLICT = 1024
+"""Row strides in elements that map every row to the same L1 sets (see contraction_operands)."""
+
+FLOAT = "float32"
+LOWEST = Const(float("-inf"), FLOAT)
+NOTHING = Const(0.0, FLOAT)
+
+Body = tuple[Stmt, ...]
+
+
+class AttentionNest:
+    """Builds the nest; sizes are fixed in `__init__`, `nest` assembles the parts."""
+
+    def __init__(self, r: Request, found: Attention) -> None:
+        self.r = r
+        live = [a for a in (*found.batch, found.row, found.column, found.key, found.depth) if a]
+        table: dict[Expr, Expr] = {a: Axis(f"i{n}", a.extent) for n, a in enumerate(live)}
+
+        def name(e: Expr) -> Expr:
+            return rename_axes(e, table)
+
+        def axis(a: Axis) -> Axis:
+            return table[a]  # type: ignore[return-value]
+
+        self.batch = [axis(a) for a in found.batch]
+        self.row = axis(found.row) if found.row is not None else None
+        self.column, self.key, self.d = axis(found.column), axis(found.key), axis(found.depth)
+        self.query, self.query_buffer = name(found.query.index[0]), found.query.buffer
+        self.keys, self.key_buffer = name(found.keys.index[0]), found.keys.buffer
+        self.values, self.value_buffer = name(found.values.index[0]), found.values.buffer
+        self.score, self.result = name(found.score), name(found.result)
+        self.offset, self.buffer, self.no_nan = name(found.offset), found.buffer, found.no_nan
+        self.empty = name(found.empty) if found.empty is not None else None
+
+        self.m = self.row.extent if self.row is not None else ONE
+        self.n = self.key.extent
+        self.depth, self.width = as_int(self.d.extent) or 0, as_int(self.column.extent) or 0
+        self.cover = microkernels.select(as_int(self.m), as_int(self.n), r.target)
+        self.isa = self.cover.main.isa
+        self.mr, self.nr = self.cover.main.mr, self.cover.nr
+        lanes = microkernels.ISAS[self.isa].lanes
+        widths = range(lanes, self.nr + 1, lanes)
+        self.vr = min(widths, key=lambda w: (-(-self.width // w) * w, -w))
+        self.value_panels = -(-self.width // self.vr)
+        self.plan_keys()
+        self.plan_rows()
+        self.first = poly_mul(Var("rb"), self.block)
+        self.slot: Expr = ZERO if self.single else Var("mt") - self.first
+        self.line = self.value_panels * self.vr
+        self.symbols: list[str] = []
+        self.locals = [
+            Local("segments", "int64", ONE),
+            Local("keys", FLOAT, index(self.keys_in_block * self.depth), False),
+            Local("values", FLOAT, index(self.keys_in_block * self.line), False),
+            Local("strip", FLOAT, index(self.mr * self.strip), False),
+            Local("out", FLOAT, index(self.rows_kept * self.line), False),
+            Local("highest", FLOAT, index(self.mr)),
+            Local("sums", FLOAT, index(self.mr)),
+        ]
+        if not self.single:
+            self.locals.append(Local("maxima", FLOAT, index(self.rows_kept), False))
+            self.locals.append(Local("total", FLOAT, index(self.rows_kept), False))
+
+    def plan_keys(self) -> None:
+        most = PACKED_BYTES // (4 * (self.depth + self.width))
+        most = max(self.nr, min(most, MOST_KEYS) // self.nr * self.nr)
+        n = as_int(self.n)
+        if n is not None:
+            count = -(-n // most)
+            most = round_up(-(-n // count), self.nr)
+        self.keys_in_block = most
+        self.key_blocks = ceil_div(self.n, most)
+        self.single = n is not None and n <= most
+        # One vector more than the keys, so that rows do not start a multiple of 1 KB apart.
+        self.strip = most + 16
+
+    def plan_rows(self) -> None:
+        tiles = ceil_div(self.m, self.mr)
+        most = max(1, ROWS // self.mr)
+        outer = 1
+        for a in self.batch:
+            outer *= as_int(a.extent) or 1
+        wanted = -(-TILES // max(1, outer))
+        blocks = apply("max", ceil_div(tiles, most), apply("min", index(wanted), tiles))
+        self.row_blocks = apply("max", blocks, 1)
+        self.block = apply("floordiv", tiles + self.row_blocks - 1, self.row_blocks)
+        self.row_tiles = tiles
+        self.rows_kept = self.mr if self.single else most * self.mr
+
+    # --- assembly -----------------------------------------------------------------------------
+
+    def nest(self) -> LoopNest:
+        mt, m0, rows, kb = Var("mt"), Var("m0"), Var("rows"), Var("kb")
+        last = apply("min", self.first + self.block, self.row_tiles)
+        place: Body = (
+            Assign(m0, mt * self.mr),
+            Assign(rows, apply("min", index(self.mr), self.m - m0)),
+        )
+        setup: Body = (Store("segments", ZERO, ZERO), *self.copy_queries(last))
+        inner = (*place, *self.scores(), *self.softmax(), *self.weigh())
+        if self.single:
+            block = (For(mt, self.first, last, (*inner, *self.rows_of(self.finish()))),)
+            body: Body = (*setup, *self.pack(), *block)
+            body = (Assign(kb, ZERO), *self.block_sizes(), *body)
+        else:
+            block = (*self.block_sizes(), *self.pack(), For(mt, self.first, last, inner))
+            body = (
+                *setup,
+                *self.no_keys(last),
+                For(kb, ZERO, self.key_blocks, block),
+                For(mt, self.first, last, (*place, *self.rows_of(self.finish()))),
+            )
+        nest, tiles = with_tiles([*self.batch, Axis("rb", self.row_blocks)], body)
+        note = (
+            f"tile {self.mr}x{self.nr}, values {self.mr}x{self.vr}; "
+            f"blocks of {self.keys_in_block} keys"
+        )
+        return finish_nest(
+            self.r, nest, tiles, "attention",
+            locals=tuple(self.locals),
+            symbols=tuple(dict.fromkeys(self.symbols)),
+            notes=(note,),
+        )  # fmt: skip
+
+    def block_sizes(self) -> Body:
+        k0 = Var("k0")
+        count = self.n if self.single else apply("min", index(self.keys_in_block), self.n - k0)
+        return (
+            Assign(k0, Var("kb") * self.keys_in_block),
+            Assign(Var("kn"), count),
+            Assign(Var("panels"), ceil_div(count, self.nr)),
+        )
+
+    def rows_of(self, body: Body) -> Body:
+        return (For(Var("i"), ZERO, Var("rows"), body),)
+
+    def no_keys(self, last: Expr) -> Body:
+        """Sums over no key are 0."""
+        if as_int(self.n) is not None:
+            return ()
+        k = Var("z")
+        count = poly_mul(last - self.first, index(self.mr))
+        return (
+            If(
+                apply("eq", self.n, 0),
+                (
+                    For(k, ZERO, count, (Store("total", k, Const(1.0, FLOAT)),)),
+                    For(k, ZERO, count * self.line, (Store("out", k, NOTHING),)),
+                ),
+            ),
+        )
+
+    # --- operands -----------------------------------------------------------------------------
+
+    def copy_queries(self, last: Expr) -> Body:
+        """Queries are read in place where a row's elements are contiguous."""
+        step = coefficient(self.query, self.row) if self.row is not None else ZERO
+        assert step is not None
+        size = as_int(step)
+        conflict = size is not None and size > 0 and size % CONFLICT == 0 and self.mr > 8
+        if coefficient(self.query, self.d) is ONE and not conflict:
+            self.query_step = step
+            self.query_at = substitute(self.query, {self.d: ZERO, **self.row_is(Var("m0"))})
+            return ()
+        i, k = Var("qi"), Var("qk")
+        base = poly_mul(self.first, index(self.mr))
+        most = self.mr * max(1, ROWS // self.mr)
+        self.locals.append(Local("queries", FLOAT, index(most * self.depth), False))
+        source = substitute(self.query, {self.d: k, **self.row_is(base + i)})
+        value = Load(self.query_buffer, (source,), FLOAT)
+        stop = apply("min", poly_mul(last, index(self.mr)), self.m) - base
+        self.query_step = index(self.depth)
+        self.query_at = poly_mul(Var("m0") - base, index(self.depth))
+        self.query_buffer = "queries"
+        copy: Body = (Store("queries", i * self.depth + k, value),)
+        return (For(i, ZERO, stop, (For(k, ZERO, index(self.depth), copy),)),)
+
+    def row_is(self, at: Expr) -> dict[Expr, Expr]:
+        return {self.row: at} if self.row is not None else {}
+
+    def pack(self) -> Body:
+        return (*self.pack_keys(), *self.pack_values())
+
+    def pack_keys(self) -> Body:
+        panel, kn = Var("panel"), Var("kn")
+        start = panel * self.nr
+        count = apply("min", index(self.nr), kn - start)
+        at = start * self.depth
+        if coefficient(self.keys, self.d) is ONE:
+            symbol = microkernels.pack(self.nr, self.isa)
+            self.symbols.append(symbol)
+            source = substitute(self.keys, {self.d: ZERO, self.key: Var("k0") + start})
+            step = coefficient(self.keys, self.key)
+            assert step is not None
+            arguments = (
+                Address(self.key_buffer, source), step, count, index(self.depth),
+                Address("keys", at),
+            )  # fmt: skip
+            return (For(panel, ZERO, Var("panels"), (Call(symbol, arguments),)),)
+        j, k = Var("pj"), Var("pk")
+
+        source = substitute(self.keys, {self.d: k, self.key: Var("k0") + start + j})
+        copy = Store("keys", at + k * self.nr + j, Load(self.key_buffer, (source,), FLOAT))
+        columns = For(j, ZERO, count, (copy,))
+        return (For(panel, ZERO, Var("panels"), (For(k, ZERO, index(self.depth), (columns,)),)),)
+
+    def pack_values(self) -> Body:
+        """Columns beyond the last are left as they are: what becomes of them is never stored."""
+        out: list[Stmt] = []
+        k, j = Var("pk"), Var("pj")
+        for p in range(self.value_panels):
+            where = {self.key: Var("k0") + k, self.column: index(p * self.vr) + j}
+            at = (k + p * self.keys_in_block) * self.vr + j
+            value = Load(self.value_buffer, (substitute(self.values, where),), FLOAT)
+            stop = index(min(self.vr, self.width - p * self.vr))
+            out.append(For(j, ZERO, stop, (Store("values", at, value),)))
+        if coefficient(self.values, self.column) is ONE:
+            return (For(k, ZERO, Var("kn"), tuple(out)),)
+        return tuple(For(k, ZERO, Var("kn"), (s,)) for s in out)
+
+    # --- products -----------------------------------------------------------------------------
+
+    def by_rows(self, make: Callable[[int, Expr], Body]) -> Body:
+        """`make(count, first)` for the rows of a tile: all of it, or what is left at the end."""
+        m, rows, done = as_int(self.m), Var("rows"), Var("done")
+        whole = make(self.mr, ZERO)
+        if m is not None:
+            rest = m % self.mr
+            return (If(apply("eq", rows, self.mr), whole, make(rest, ZERO)),) if rest else whole
+        tails: list[Stmt] = [Assign(done, ZERO)]
+        for t in self.cover.tails:
+            step = Assign(done, done + t.mr)
+            tails.append(If(apply("le", index(t.mr), rows - done), (*make(t.mr, done), step)))
+        return (If(apply("eq", rows, self.mr), whole, tuple(tails)),)
+
+    def symbol(self, rows: int, columns: int, accumulate: bool = False) -> str:
+        name = microkernels.gemm(rows, columns, self.isa, accumulate=accumulate)
+        self.symbols.append(name)
+        return name
+
+    def scores(self) -> Body:
+        panel = Var("panel")
+
+        def make(count: int, first: Expr) -> Body:
+            arguments = (
+                Address(self.query_buffer, self.query_at + poly_mul(self.query_step, first)),
+                self.query_step, Address("segments"), ONE, index(self.depth),
+                Address("keys", panel * (self.nr * self.depth)),
+                Address("strip", first * self.strip + panel * self.nr), index(self.strip),
+            )  # fmt: skip
+            call = Call(self.symbol(count, self.nr), arguments)
+            return (For(panel, ZERO, Var("panels"), (call,)),)
+
+        return self.by_rows(make)
+
+    def weigh(self) -> Body:
+        """The strip times the block's values; the first block overwrites."""
+
+        def make(count: int, first: Expr) -> Body:
+            def calls(accumulate: bool) -> Body:
+                out = []
+                for p in range(self.value_panels):
+                    at = (self.slot * self.mr + first) * self.line + p * self.vr
+                    arguments = (
+                        Address("strip", first * self.strip), index(self.strip),
+                        Address("segments"), ONE, Var("kn"),
+                        Address("values", index(p * self.keys_in_block * self.vr)),
+                        Address("out", at), index(self.line),
+                    )  # fmt: skip
+                    out.append(Call(self.symbol(count, self.vr, accumulate), arguments))
+                return tuple(out)
+
+            if self.single:
+                return calls(False)
+            return (If(apply("eq", Var("kb"), 0), calls(False), calls(True)),)
+
+        return self.by_rows(make)
+
+    # --- softmax ------------------------------------------------------------------------------
+
+    def softmax(self) -> Body:
+        """Scores of the strip become exponentials of their distance to the row's maximum."""
+        i, kb = Var("i"), Var("kb")
+        symbol = microkernels.softmax(self.isa)
+        self.symbols.append(symbol)
+        arguments = (
+            Address("strip", ZERO), index(self.strip), Var("rows"), Var("kn"),
+            Address("highest", ZERO), Address("sums", ZERO),
+        )  # fmt: skip
+        lowest = self.rows_of((Store("highest", i, LOWEST),))
+        call = Call(symbol, arguments)
+        if self.single:
+            return (*self.tails(), *lowest, call)
+        here = self.slot * self.mr + i
+        before = Load("maxima", (here,), FLOAT)
+        known = self.rows_of((Store("highest", i, before),))
+        later = apply("lt", ZERO, kb)
+        return (
+            *self.tails(),
+            If(later, known, lowest),
+            call,
+            If(later, self.rows_of(self.rescale(here, before))),
+            *self.rows_of(
+                (
+                    Store("maxima", here, Load("highest", (i,), FLOAT)),
+                    Store("total", here, Load("sums", (i,), FLOAT)),
+                )
+            ),
+        )
+
+    def tails(self) -> Body:
+        """The elementwise tail of every score: scale, bias, mask."""
+        if self.score is SCORE:
+            return ()
+        t, i = Var("t"), Var("i")
+
+        def each(at: Expr) -> Body:
+            place = i * self.strip + at
+            table = {SCORE: Load("strip", (place,), FLOAT), self.key: Var("k0") + at}
+            value = substitute(self.score, {**table, **self.row_is(Var("m0") + i)})
+            return (Store("strip", place, value),)
+
+        if not loads(self.score):
+            # Columns beyond the last key may be computed too: no loop over what is left.
+            block = For(t, ZERO, index(self.nr), each(Var("panel") * self.nr + t))
+            return self.rows_of((For(Var("panel"), ZERO, Var("panels"), (block,)),))
+        return self.rows_of((For(t, ZERO, Var("kn"), each(t)),))
+
+    def rescale(self, here: Expr, before: Expr) -> Body:
+        """What earlier blocks left for row `i`, measured against the new maximum."""
+        c, i = Var("c"), Var("i")
+        factor, top = Var("scalar_factor", FLOAT), Var("scalar_top", FLOAT)
+        at = here * self.line + c
+        scaled = Store("out", at, Load("out", (at,), FLOAT) * factor)
+        total = Load("sums", (i,), FLOAT) + Load("total", (here,), FLOAT) * factor
+        return (
+            Assign(top, Load("highest", (i,), FLOAT)),
+            # A row of -inf so far has no maximum to be distant from.
+            Assign(top, apply("select", apply("eq", top, LOWEST), NOTHING, top)),
+            Assign(factor, apply("exp", before - top)),
+            Store("sums", i, total),
+            For(c, ZERO, index(self.line), (scaled,)),
+        )
+
+    def finish(self) -> Body:
+        """Row `i` of the tile: divide by the sum, apply the tail, store."""
+        here = self.slot * self.mr + Var("i")
+        total, share = Var("scalar_total", FLOAT), Var("scalar_share", FLOAT)
+        one = Const(1.0, FLOAT)
+        c = Var("c")
+        quotient = apply("div", one, total)
+        weighted = Load("out", (here * self.line + c,), FLOAT) * share
+        off = Var("scalar_off", "bool")
+        set_off: Body = ()
+        if self.no_nan:
+            # A row without keys has a sum of 0 and only weights of 0.
+            quotient = apply("select", apply("eq", total, NOTHING), one, quotient)
+            set_off = (Assign(off, apply("isnan", total)),)
+        elif self.empty is not None:
+            where = self.row_is(Var("m0") + Var("i"))
+            set_off = (Assign(off, substitute(self.empty, where)),)
+        if set_off:
+            weighted = apply("select", off, NOTHING, weighted)
+        table = {WEIGHTED: weighted, self.column: c, **self.row_is(Var("m0") + Var("i"))}
+        store = Store(self.buffer, substitute(self.offset, table), substitute(self.result, table))
+        return (
+            Assign(total, Load("sums" if self.single else "total", (here,), FLOAT)),
+            Assign(share, quotient),
+            *set_off,
+            For(c, ZERO, index(self.width), (store,)),
+        )
+
+
+def round_up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def ceil_div(a: Expr, b: int) -> Expr:
+    return apply("floordiv", a + (b - 1), b)
+
+
+def attention(r: Request) -> LoopNest:
+    """The nest of an attention kernel."""
+    return AttentionNest(r, recognise(r)).nest()
+
+
+__all__ = ["attention"]
