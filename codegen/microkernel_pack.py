@@ -142,7 +142,8 @@ class _Generator:
             return [4 * q + i for q in of for i in range(4)]
 
         if quarters == 2:
-            return [self.shuffle(*groups, quarter(q, 2 + q)) for q in (0, 1)]
+            a, b = groups
+            return [self.shuffle(a, b, quarter(q, 2 + q)) for q in (0, 1)]
         out: list[Any] = [None] * 4
         for odd in (0, 1):
             pick = quarter(odd, 2 + odd, 4 + odd, 6 + odd)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
+    FALSE,
     ONE,
     ZERO,
     Axis,
@@ -29,136 +30,58 @@ from onnxjit.codegen.expr import (
     poly_mul,
     substitute,
 )
-from onnxjit.codegen.kernel import rename_axes
 from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, LoopNest, Stmt, Store
-from onnxjit.codegen.schedule.attention_match import SCORE, WEIGHTED, Attention, recognise
-from onnxjit.codegen.schedule.axes import coefficient
+from onnxjit.codegen.schedule.attention_blocks import CONFLICT, FLOAT, ROWS, Blocks
+from onnxjit.codegen.schedule.attention_match import SCORE, WEIGHTED, recognise
+from onnxjit.codegen.schedule.axes import ceil_div, coefficient
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
 from onnxjit.codegen.schedule.request import Request
 
-PACKED_BYTES = 128 * 1024
-"""Packed keys and values of one block: an eighth of L2 beside the rows that pass over them."""
-
-MOST_KEYS = 384
-"""Longest block of keys: a strip of 14 rows is then 21 KB of L1."""
-
-ROWS = 256
-"""Most query rows of a tile. Packing a block costs about as much as 8 rows of products."""
-
-TILES = 8
-"""Parallel tiles wanted, so that two to four threads finish together."""
-
-CONFLICT = 1024
-"""Row strides in elements that map every row to the same L1 sets (see contraction_operands)."""
-
-FLOAT = "float32"
 LOWEST = Const(float("-inf"), FLOAT)
 NOTHING = Const(0.0, FLOAT)
 
 Body = tuple[Stmt, ...]
 
 
-class AttentionNest:
-    """Builds the nest; sizes are fixed in `__init__`, `nest` assembles the parts."""
+class AttentionNest(Blocks):
+    """Writes the statements of the nest."""
 
-    def __init__(self, r: Request, found: Attention) -> None:
-        self.r = r
-        live = [a for a in (*found.batch, found.row, found.column, found.key, found.depth) if a]
-        table: dict[Expr, Expr] = {a: Axis(f"i{n}", a.extent) for n, a in enumerate(live)}
-
-        def name(e: Expr) -> Expr:
-            return rename_axes(e, table)
-
-        def axis(a: Axis) -> Axis:
-            return table[a]  # type: ignore[return-value]
-
-        self.batch = [axis(a) for a in found.batch]
-        self.row = axis(found.row) if found.row is not None else None
-        self.column, self.key, self.d = axis(found.column), axis(found.key), axis(found.depth)
-        self.query, self.query_buffer = name(found.query.index[0]), found.query.buffer
-        self.keys, self.key_buffer = name(found.keys.index[0]), found.keys.buffer
-        self.values, self.value_buffer = name(found.values.index[0]), found.values.buffer
-        self.score, self.result = name(found.score), name(found.result)
-        self.offset, self.buffer, self.no_nan = name(found.offset), found.buffer, found.no_nan
-        self.empty = name(found.empty) if found.empty is not None else None
-
-        self.m = self.row.extent if self.row is not None else ONE
-        self.n = self.key.extent
-        self.depth, self.width = as_int(self.d.extent) or 0, as_int(self.column.extent) or 0
-        self.cover = microkernels.select(as_int(self.m), as_int(self.n), r.target)
-        self.isa = self.cover.main.isa
-        self.mr, self.nr = self.cover.main.mr, self.cover.nr
-        lanes = microkernels.ISAS[self.isa].lanes
-        widths = range(lanes, self.nr + 1, lanes)
-        self.vr = min(widths, key=lambda w: (-(-self.width // w) * w, -w))
-        self.value_panels = -(-self.width // self.vr)
-        self.plan_keys()
-        self.plan_rows()
-        self.first = poly_mul(Var("rb"), self.block)
-        self.slot: Expr = ZERO if self.single else Var("mt") - self.first
-        self.line = self.value_panels * self.vr
-        self.symbols: list[str] = []
-        self.locals = [
-            Local("segments", "int64", ONE),
-            Local("keys", FLOAT, index(self.keys_in_block * self.depth), False),
-            Local("values", FLOAT, index(self.keys_in_block * self.line), False),
-            Local("strip", FLOAT, index(self.mr * self.strip), False),
-            Local("out", FLOAT, index(self.rows_kept * self.line), False),
-            Local("highest", FLOAT, index(self.mr)),
-            Local("sums", FLOAT, index(self.mr)),
-        ]
-        if not self.single:
-            self.locals.append(Local("maxima", FLOAT, index(self.rows_kept), False))
-            self.locals.append(Local("total", FLOAT, index(self.rows_kept), False))
-
-    def plan_keys(self) -> None:
-        most = PACKED_BYTES // (4 * (self.depth + self.width))
-        most = max(self.nr, min(most, MOST_KEYS) // self.nr * self.nr)
-        n = as_int(self.n)
-        if n is not None:
-            count = -(-n // most)
-            most = round_up(-(-n // count), self.nr)
-        self.keys_in_block = most
-        self.key_blocks = ceil_div(self.n, most)
-        self.single = n is not None and n <= most
-        # One vector more than the keys, so that rows do not start a multiple of 1 KB apart.
-        self.strip = most + 16
-
-    def plan_rows(self) -> None:
-        tiles = ceil_div(self.m, self.mr)
-        most = max(1, ROWS // self.mr)
-        outer = 1
-        for a in self.batch:
-            outer *= as_int(a.extent) or 1
-        wanted = -(-TILES // max(1, outer))
-        blocks = apply("max", ceil_div(tiles, most), apply("min", index(wanted), tiles))
-        self.row_blocks = apply("max", blocks, 1)
-        self.block = apply("floordiv", tiles + self.row_blocks - 1, self.row_blocks)
-        self.row_tiles = tiles
-        self.rows_kept = self.mr if self.single else most * self.mr
+    def choice(self, few: Body, many: Body) -> Body:
+        if isinstance(self.few, Const):
+            return few if self.few.value else many
+        return (If(self.few, few, many),)
 
     # --- assembly -----------------------------------------------------------------------------
 
     def nest(self) -> LoopNest:
         mt, m0, rows, kb = Var("mt"), Var("m0"), Var("rows"), Var("kb")
-        last = apply("min", self.first + self.block, self.row_tiles)
         place: Body = (
             Assign(m0, mt * self.mr),
             Assign(rows, apply("min", index(self.mr), self.m - m0)),
         )
-        setup: Body = (Store("segments", ZERO, ZERO), *self.copy_queries(last))
-        inner = (*place, *self.scores(), *self.softmax(), *self.weigh())
+        setup: Body = (
+            Store("segments", ZERO, ZERO),
+            Assign(self.first, poly_mul(Var("rb"), self.block)),
+            Assign(self.last, apply("min", self.first + self.block, self.row_tiles)),
+            *self.copy_queries(),
+        )
+        inner = (
+            *place,
+            *self.choice(self.scores_in_place(), self.scores()),
+            *self.softmax(),
+            *self.choice(self.weigh_in_place(), self.weigh()),
+        )
         if self.single:
-            block = (For(mt, self.first, last, (*inner, *self.rows_of(self.finish()))),)
+            block: Body = (For(mt, self.first, self.last, (*inner, *self.rows_of(self.finish()))),)
             body: Body = (*setup, *self.pack(), *block)
             body = (Assign(kb, ZERO), *self.block_sizes(), *body)
         else:
-            block = (*self.block_sizes(), *self.pack(), For(mt, self.first, last, inner))
+            block = (*self.block_sizes(), *self.pack(), For(mt, self.first, self.last, inner))
             body = (
                 *setup,
-                *self.no_keys(last),
+                *self.no_keys(),
                 For(kb, ZERO, self.key_blocks, block),
-                For(mt, self.first, last, (*place, *self.rows_of(self.finish()))),
+                For(mt, self.first, self.last, (*place, *self.rows_of(self.finish()))),
             )
         nest, tiles = with_tiles([*self.batch, Axis("rb", self.row_blocks)], body)
         note = (
@@ -184,12 +107,12 @@ class AttentionNest:
     def rows_of(self, body: Body) -> Body:
         return (For(Var("i"), ZERO, Var("rows"), body),)
 
-    def no_keys(self, last: Expr) -> Body:
+    def no_keys(self) -> Body:
         """Sums over no key are 0."""
         if as_int(self.n) is not None:
             return ()
         k = Var("z")
-        count = poly_mul(last - self.first, index(self.mr))
+        count = (self.last - self.first) * self.mr
         return (
             If(
                 apply("eq", self.n, 0),
@@ -202,7 +125,7 @@ class AttentionNest:
 
     # --- operands -----------------------------------------------------------------------------
 
-    def copy_queries(self, last: Expr) -> Body:
+    def copy_queries(self) -> Body:
         """Queries are read in place where a row's elements are contiguous."""
         step = coefficient(self.query, self.row) if self.row is not None else ZERO
         assert step is not None
@@ -218,7 +141,7 @@ class AttentionNest:
         self.locals.append(Local("queries", FLOAT, index(most * self.depth), False))
         source = substitute(self.query, {self.d: k, **self.row_is(base + i)})
         value = Load(self.query_buffer, (source,), FLOAT)
-        stop = apply("min", poly_mul(last, index(self.mr)), self.m) - base
+        stop = apply("min", self.last * self.mr, self.m) - base
         self.query_step = index(self.depth)
         self.query_at = poly_mul(Var("m0") - base, index(self.depth))
         self.query_buffer = "queries"
@@ -229,7 +152,7 @@ class AttentionNest:
         return {self.row: at} if self.row is not None else {}
 
     def pack(self) -> Body:
-        return (*self.pack_keys(), *self.pack_values())
+        return self.choice((), (*self.pack_keys(), *self.pack_values()))
 
     def pack_keys(self) -> Body:
         panel, kn = Var("panel"), Var("kn")
@@ -259,7 +182,7 @@ class AttentionNest:
         out: list[Stmt] = []
         k, j = Var("pk"), Var("pj")
         for p in range(self.value_panels):
-            where = {self.key: Var("k0") + k, self.column: index(p * self.vr) + j}
+            where: dict[Expr, Expr] = {self.key: Var("k0") + k, self.column: index(p * self.vr) + j}
             at = (k + p * self.keys_in_block) * self.vr + j
             value = Load(self.value_buffer, (substitute(self.values, where),), FLOAT)
             stop = index(min(self.vr, self.width - p * self.vr))
@@ -325,6 +248,36 @@ class AttentionNest:
             return (If(apply("eq", Var("kb"), 0), calls(False), calls(True)),)
 
         return self.by_rows(make)
+
+    # --- products of few rows ------------------------------------------------------------------
+
+    def scores_in_place(self) -> Body:
+        """One key after the other: the inner loop is a product of two contiguous vectors."""
+        if self.few is FALSE:
+            return ()
+        t, k, i, acc = Var("t"), Var("pk"), Var("i"), Var("scalar_acc", FLOAT)
+        where: dict[Expr, Expr] = {self.d: k, self.key: Var("k0") + t}
+        query = self.query_at + poly_mul(self.query_step, i) + k
+        x = Load(self.query_buffer, (query,), FLOAT)
+        y = Load(self.key_buffer, (substitute(self.keys, where),), FLOAT)
+        add = For(k, ZERO, index(self.depth), (Assign(acc, acc + x * y),))
+        store = Store("strip", i * self.strip + t, acc)
+        return self.rows_of((For(t, ZERO, Var("kn"), (Assign(acc, NOTHING), add, store)),))
+
+    def weigh_in_place(self) -> Body:
+        if self.few is FALSE:
+            return ()
+        t, c, i = Var("t"), Var("c"), Var("i")
+        at = (self.slot * self.mr + i) * self.line + c
+        where: dict[Expr, Expr] = {self.column: c, self.key: Var("k0") + t}
+        y = Load(self.value_buffer, (substitute(self.values, where),), FLOAT)
+        x = Load("strip", (i * self.strip + t,), FLOAT)
+        add = Store("out", at, Load("out", (at,), FLOAT) + x * y)
+        width = index(self.width)
+        clear: Body = (For(c, ZERO, width, (Store("out", at, NOTHING),)),)
+        if not self.single:
+            clear = (If(apply("eq", Var("kb"), 0), clear),)
+        return self.rows_of((*clear, For(t, ZERO, Var("kn"), (For(c, ZERO, width, (add,)),))))
 
     # --- softmax ------------------------------------------------------------------------------
 
@@ -419,14 +372,6 @@ class AttentionNest:
             *set_off,
             For(c, ZERO, index(self.width), (store,)),
         )
-
-
-def round_up(n: int, step: int) -> int:
-    return -(-n // step) * step
-
-
-def ceil_div(a: Expr, b: int) -> Expr:
-    return apply("floordiv", a + (b - 1), b)
 
 
 def attention(r: Request) -> LoopNest:

@@ -7,9 +7,11 @@ one reduction of a block at a time.
 
 from __future__ import annotations
 
-from onnxjit.codegen.kernel import Kernel, used_inputs
+from onnxjit.codegen.expr import Apply, Const, Expr, Load, Reduce, apply
+from onnxjit.codegen.kernel import Kernel, Stage, inline, used_inputs
 from onnxjit.codegen.schedule import Declined, Request
 from onnxjit.codegen.schedule.attention_match import recognise
+from onnxjit.codegen.schedule.reduction import replace_node
 from onnxjit.codegen.target import Target
 from onnxjit.program import Call, KernelCall, Program
 
@@ -29,15 +31,26 @@ def fuse_attention(p: Program, target: Target) -> Program:
         if parts is None:
             continue
         merged = joined(parts)
-        constants = frozenset(v for v in merged.inputs if v in p.constants)
-        try:
-            recognise(Request(merged, p.layouts, target, constants))
-        except Declined:
+        if not accepted(merged, p, target):
             continue
+        for v in parts[0].inputs:
+            if v in maker and uses[v] == 1:
+                new = unscaled(merged, maker[v].kernel)
+                if new is not None and accepted(new, p, target):
+                    merged, parts = new, [maker[v], *parts]
         for part in parts[:-1]:
             calls[place[id(part)]] = None
         calls[k] = KernelCall(merged, tuple(o for part in parts for o in part.origin))
     return p.replace(calls=tuple(c for c in calls if c is not None))
+
+
+def accepted(k: Kernel, p: Program, target: Target) -> bool:
+    constants = frozenset(v for v in k.inputs if v in p.constants)
+    try:
+        recognise(Request(k, p.layouts, target, constants))
+    except Declined:
+        return False
+    return True
 
 
 def chain(
@@ -59,6 +72,40 @@ def chain(
             if is_sum(scores):
                 return [scores, softmax, last]
     return None
+
+
+def unscaled(k: Kernel, maker: Kernel) -> Kernel | None:
+    """`k` with queries or keys read before `maker` multiplied them by a constant.
+
+    The sum of products is multiplied instead. Fusion leaves such a map alone, because factors of a
+    contraction have to be plain reads; it would cost a pass over the operand, and where heads share
+    keys a copy for each.
+    """
+    stage, first = maker.stages[0], k.stages[0]
+    if not maker.is_map or len(maker.outputs) != 1:
+        return None
+    source = stage.value
+    if not (isinstance(source, Apply) and source.fn in ("mul", "div")):
+        return None
+    swapped = source.fn == "mul" and isinstance(source.args[0], Const)
+    left, right = source.args[::-1] if swapped else source.args
+    if not (isinstance(left, Load) and isinstance(right, Const)):
+        return None
+    (red,) = first.reduces
+    made = maker.outputs[0]
+    if not isinstance(red.body, Apply) or red.body.fn != "mul":
+        return None
+    factors = [x.buffer for x in red.body.args if isinstance(x, Load)]
+    if factors.count(made) != 1 or len(factors) != 2:
+        return None
+    plain = Stage(stage.buffer, stage.axes, left)
+    total: Expr = Reduce("sum", red.axes, inline(red.body, plain))
+    value = replace_node(first.value, red, apply(source.fn, total, right))
+    stages = (Stage(first.buffer, first.axes, value), *k.stages[1:])
+    types = {**maker.types, **k.types}
+    candidates = dict.fromkeys((*k.inputs, *maker.inputs))
+    inputs = used_inputs(stages, (b for b in candidates if b != made))
+    return Kernel(k.name, inputs, k.outputs, stages, types)
 
 
 def is_sum(c: KernelCall) -> bool:
