@@ -11,8 +11,6 @@ per output element, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
     FALSE,
@@ -56,13 +54,14 @@ class AttentionNest(Blocks):
     def nest(self) -> LoopNest:
         mt, m0, rows, kb = Var("mt"), Var("m0"), Var("rows"), Var("kb")
         place: Body = (
-            Assign(m0, mt * self.mr),
-            Assign(rows, apply("min", index(self.mr), self.m - m0)),
+            Assign(m0, poly_mul(mt, self.height)),
+            Assign(rows, apply("min", self.height, self.m - m0)),
         )
         setup: Body = (
             Store("segments", ZERO, ZERO),
             Assign(self.first, poly_mul(Var("rb"), self.block)),
             Assign(self.last, apply("min", self.first + self.block, self.row_tiles)),
+            *self.set_height(),
             *self.copy_queries(),
         )
         inner = (
@@ -94,6 +93,13 @@ class AttentionNest(Blocks):
             symbols=tuple(dict.fromkeys(self.symbols)),
             notes=(note,),
         )  # fmt: skip
+
+    def set_height(self) -> Body:
+        """Tiles of equal height: of 128 rows ten times 13, not nine times 14 and 2."""
+        if not isinstance(self.height, Var):
+            return ()
+        tiles = apply("max", self.row_tiles, 1)
+        return (Assign(self.height, apply("floordiv", self.m + tiles - 1, tiles)),)
 
     def block_sizes(self) -> Body:
         k0 = Var("k0")
@@ -136,12 +142,12 @@ class AttentionNest(Blocks):
             self.query_at = substitute(self.query, {self.d: ZERO, **self.row_is(Var("m0"))})
             return ()
         i, k = Var("qi"), Var("qk")
-        base = poly_mul(self.first, index(self.mr))
+        base = poly_mul(self.first, self.height)
         most = self.mr * max(1, ROWS // self.mr)
         self.locals.append(Local("queries", FLOAT, index(most * self.depth), False))
         source = substitute(self.query, {self.d: k, **self.row_is(base + i)})
         value = Load(self.query_buffer, (source,), FLOAT)
-        stop = apply("min", self.last * self.mr, self.m) - base
+        stop = apply("min", poly_mul(self.last, self.height), self.m) - base
         self.query_step = index(self.depth)
         self.query_at = poly_mul(Var("m0") - base, index(self.depth))
         self.query_buffer = "queries"
@@ -193,61 +199,45 @@ class AttentionNest(Blocks):
 
     # --- products -----------------------------------------------------------------------------
 
-    def by_rows(self, make: Callable[[int, Expr], Body]) -> Body:
-        """`make(count, first)` for the rows of a tile: all of it, or what is left at the end."""
-        m, rows, done = as_int(self.m), Var("rows"), Var("done")
-        whole = make(self.mr, ZERO)
-        if m is not None:
-            rest = m % self.mr
-            return (If(apply("eq", rows, self.mr), whole, make(rest, ZERO)),) if rest else whole
-        tails: list[Stmt] = [Assign(done, ZERO)]
-        for t in self.cover.tails:
-            step = Assign(done, done + t.mr)
-            tails.append(If(apply("le", index(t.mr), rows - done), (*make(t.mr, done), step)))
-        return (If(apply("eq", rows, self.mr), whole, tuple(tails)),)
-
-    def symbol(self, rows: int, columns: int, accumulate: bool = False) -> str:
-        name = microkernels.gemm(rows, columns, self.isa, accumulate=accumulate)
-        self.symbols.append(name)
-        return name
+    def product(self, columns: int, arguments: tuple[Expr | Address, ...]) -> Body:
+        """The micro-kernel call for the rows of a tile: all of it, or what is left at the end."""
+        main, tail = self.cover.main, self.cover.tail
+        names = [
+            microkernels.gemm(t.mr, columns, self.isa, any_rows=t.any_rows)
+            for t in (main, tail) if t is not None
+        ]  # fmt: skip
+        self.symbols += names
+        if main.any_rows:
+            return (Call(names[0], (*arguments, Var("rows"))),)
+        if tail is None:
+            return (Call(names[0], arguments),)
+        full = apply("eq", Var("rows"), self.mr)
+        return (If(full, (Call(names[0], arguments),), (Call(names[1], arguments),)),)
 
     def scores(self) -> Body:
-        panel = Var("panel")
-
-        def make(count: int, first: Expr) -> Body:
-            arguments = (
-                Address(self.query_buffer, self.query_at + poly_mul(self.query_step, first)),
-                self.query_step, Address("segments"), ONE, index(self.depth),
-                Address("keys", panel * (self.nr * self.depth)),
-                Address("strip", first * self.strip + panel * self.nr), index(self.strip),
-            )  # fmt: skip
-            call = Call(self.symbol(count, self.nr), arguments)
-            return (For(panel, ZERO, Var("panels"), (call,)),)
-
-        return self.by_rows(make)
+        panel, size = Var("panel"), self.nr * self.depth
+        arguments = (
+            Address(self.query_buffer, self.query_at), self.query_step,
+            Address("segments", ZERO), ONE, index(self.depth),
+            Address("keys", panel * size), Address("strip", panel * self.nr), index(self.strip),
+            ZERO, Address("keys", panel * size + size),
+        )  # fmt: skip
+        return (For(panel, ZERO, Var("panels"), self.product(self.nr, arguments)),)
 
     def weigh(self) -> Body:
         """The strip times the block's values; the first block overwrites."""
-
-        def make(count: int, first: Expr) -> Body:
-            def calls(accumulate: bool) -> Body:
-                out = []
-                for p in range(self.value_panels):
-                    at = (self.slot * self.mr + first) * self.line + p * self.vr
-                    arguments = (
-                        Address("strip", first * self.strip), index(self.strip),
-                        Address("segments"), ONE, Var("kn"),
-                        Address("values", index(p * self.keys_in_block * self.vr)),
-                        Address("out", at), index(self.line),
-                    )  # fmt: skip
-                    out.append(Call(self.symbol(count, self.vr, accumulate), arguments))
-                return tuple(out)
-
-            if self.single:
-                return calls(False)
-            return (If(apply("eq", Var("kb"), 0), calls(False), calls(True)),)
-
-        return self.by_rows(make)
+        out: list[Stmt] = []
+        size = self.keys_in_block * self.vr
+        for p in range(self.value_panels):
+            arguments = (
+                Address("strip", ZERO), index(self.strip),
+                Address("segments", ZERO), ONE, Var("kn"),
+                Address("values", index(p * size)),
+                Address("out", self.slot * (self.mr * self.line) + p * self.vr), index(self.line),
+                ZERO if self.single else Var("kb"), Address("values", index(p * size + size)),
+            )  # fmt: skip
+            out += self.product(self.vr, arguments)
+        return tuple(out)
 
     # --- products of few rows ------------------------------------------------------------------
 

@@ -75,6 +75,7 @@ class Blocks:
         widths = range(lanes, self.nr + 1, lanes)
         self.vr = min(widths, key=lambda w: (-(-self.width // w) * w, -w))
         self.value_panels = -(-self.width // self.vr)
+        self.height: Expr = Var("height") if self.cover.main.any_rows else index(self.mr)
         self.plan_keys()
         self.plan_rows()
         self.few = self.few_rows()
