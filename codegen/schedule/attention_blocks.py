@@ -27,7 +27,7 @@ MOST_KEYS = 384
 """Longest block of keys: a strip of 14 rows is then 21 KB of L1."""
 
 ROWS = 256
-"""Most query rows of a tile. Packing a block costs about as much as 8 rows of products."""
+"""Most query rows of a tile. Packing a block costs about as much as 20 rows of products."""
 
 TILES = 8
 """Parallel tiles wanted, so that two to four threads finish together."""
