@@ -10,9 +10,10 @@
 The strip is read and written up to n rounded up to whole vectors; what lies beyond n becomes 0.
 NaN does not raise the maximum, but makes the row's sum NaN, as +inf does.
 
-One exponential is a chain of fifteen operations of four cycles each. The scheduler of an
-out-of-order core holds about a hundred operations, so that chains one after the other run three at
-a time, too few to fill the units. The loop body therefore works on `CHAINS` vectors in step. Maxima of all rows come first, as each ends in a horizontal maximum that the row's
+One exponential is a chain of some twenty operations of four cycles each. The scheduler of an
+out-of-order core holds about a hundred operations, so that chains one after the other run about
+three at a time, too few to fill the units. The loop body therefore works on `CHAINS` vectors in
+step. Maxima of all rows come first, as each ends in a horizontal maximum that the row's
 exponentials would wait for. The polynomial is that of expf in Cephes.
 """
 
