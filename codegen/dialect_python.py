@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from onnxjit.codegen.dialect_table import DTYPES, GEMM_SIZE, family_of
+from onnxjit.codegen.dialect_table import DTYPES, GEMM_SIZE, PACK_SYMBOL, family_of
 
 _NUMPY: dict[str, np.dtype[Any]] = {
     name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in DTYPES
@@ -297,7 +297,40 @@ def _gemm(symbol: str) -> Callable[..., None]:
     return partial(_gemm_rows(symbol), rows=int(match["mr"]))
 
 
-_CALLS: dict[str, Callable[[str], Callable[..., None]]] = {"gemm": _gemm, "gemm_rows": _gemm_rows}
+def _pack(symbol: str) -> Callable[..., None]:
+    match = PACK_SYMBOL.fullmatch(symbol)
+    assert match is not None
+    nr = int(match["nr"])
+
+    def call(
+        src: Buffer, src_index: int, stride: int, rows: int, depth: int, dst: Buffer, dst_index: int
+    ) -> None:
+        panel = dst.view(int(dst_index), depth * nr).reshape(depth, nr)
+        for r in range(nr):
+            panel[:, r] = src.view(int(src_index) + min(r, rows - 1) * int(stride), depth)
+
+    return call
+
+
+def _softmax(symbol: str) -> Callable[..., None]:
+    def call(
+        strip: Buffer, start: int, ld: int, rows: int, n: int,
+        highest: Buffer, highest_index: int, sums: Buffer, sums_index: int,
+    ) -> None:  # fmt: skip
+        for i in range(rows):
+            row = strip.view(int(start) + i * int(ld), n)
+            top = highest.view(int(highest_index) + i, 1)
+            top[0] = np.fmax.reduce(row, initial=top[0])
+            with np.errstate(all="ignore"):
+                row[:] = np.exp(row - (0 if top[0] == -np.inf else top[0]))
+            sums.view(int(sums_index) + i, 1)[0] = row.sum()
+
+    return call
+
+
+_CALLS: dict[str, Callable[[str], Callable[..., None]]] = {
+    "gemm": _gemm, "gemm_rows": _gemm_rows, "pack": _pack, "softmax": _softmax,
+}  # fmt: skip
 
 _RANGED = {"floor": np.floor, "ceil": np.ceil, "round": np.rint, "trunc": np.trunc}
 

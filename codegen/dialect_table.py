@@ -13,6 +13,8 @@ DTYPES = (
 GEMM_SIZE = re.compile(r"_(?:1to)?(?P<mr>\d+)x(?P<nr>\d+)_")
 """Rows and columns in the symbol of a GEMM tile."""
 
+PACK_SYMBOL = re.compile(r"pack_f32_(?P<nr>[1-9]\d*)_[a-z0-9]+")
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -36,6 +38,12 @@ FAMILIES: tuple[Family, ...] = (
     Family("gemm_rows", re.compile(r"gemm_[a-z0-9]+_1to[1-9]\d*x[1-9]\d*_[a-z0-9]+"),
            (*_GEMM, "int64")),
     Family("gemm", re.compile(r"gemm_[a-z0-9]+_[1-9]\d*x[1-9]\d*_[a-z0-9]+"), _GEMM),
+    Family(
+        "softmax",
+        re.compile(r"softmax_f32_[a-z0-9]+"),
+        ("float32@", "int64", "int64", "int64", "float32@", "float32@"),
+    ),
+    Family("pack", PACK_SYMBOL, ("float32@", "int64", "int64", "int64", "float32@")),
 )  # fmt: skip
 
 

@@ -21,6 +21,9 @@ each of the nseg * run steps a few cache lines are prefetched from there on, whe
 takes the number of rows, 1 to mr, as an additional last argument: for extents that are only known
 at run time.
 
+    pack_f32_{nr}_{isa}     a transposing copy into a panel of B (see microkernel_pack)
+    softmax_f32_{isa}       rows of scores to exponentials (see microkernel_softmax)
+
 Rows of A that lie a multiple of 4096 bytes apart share a set of the L1 cache: on Cascade Lake the
 14x32 tile then runs at 0.45 (stride 16 KB) to 0.75 (4 KB) of its usual speed, 6x64 and 9x48 at 0.65
 to 0.95. Pad the stride or pack A where there is a choice.
@@ -137,6 +140,8 @@ class Cover:
         return self.main.any_rows or self.tail is not None
 
 
+_PACK = re.compile(r"pack_f32_([1-9]\d*)_([a-z0-9]+)")
+_SOFTMAX = re.compile(r"softmax_f32_([a-z0-9]+)")
 _SYMBOL = re.compile(r"gemm_([a-z0-9]+)_(1to)?([1-9]\d*)x([1-9]\d*)_([a-z0-9]+)")
 
 
@@ -178,6 +183,16 @@ def gemm(mr: int, nr: int, isa: str, dtype: str = "f32", *, any_rows: bool = Fal
     return f"gemm_{dtype}_{'1to' * any_rows}{mr}x{nr}_{isa}"
 
 
+def pack(nr: int, isa: str) -> str:
+    """The symbol of the transposing copy that makes panels of `nr` columns (microkernel_pack)."""
+    return f"pack_f32_{nr}_{isa}"
+
+
+def softmax(isa: str) -> str:
+    """The symbol of the softmax over rows of a strip (microkernel_softmax)."""
+    return f"softmax_f32_{isa}"
+
+
 def rows(isa: str, dtype: str = "f32") -> Iterator[MicroKernel]:
     """Every row of an instruction set with a fixed number of rows."""
     for vectors in range(1, ISAS[isa].vectors + 1):
@@ -206,6 +221,19 @@ def step_cycles(isa: Isa, mr: int, vectors: int) -> float:
 
 def ir(symbol: str) -> str:
     """LLVM IR text that defines exactly `symbol`, without a triple. Raises KeyError as `row`."""
+    packing = _PACK.fullmatch(symbol)
+    if packing is not None:
+        from onnxjit.codegen import microkernel_pack
+
+        lanes = row(_reference(symbol)).nr
+        panel = microkernel_pack.Panel(int(packing[1]) // lanes, lanes)
+        return str(microkernel_pack.module(symbol, panel))
+    if _SOFTMAX.fullmatch(symbol):
+        from onnxjit.codegen import microkernel_softmax
+
+        isa = ISAS[row(_reference(symbol)).isa]
+        vector = microkernel_softmax.Vector(isa.lanes, isa.fused, isa.name == "avx512")
+        return str(microkernel_softmax.module(symbol, vector))
     return str(_module(row(symbol)))
 
 
@@ -305,10 +333,21 @@ def _tile(kernel: MicroKernel, mr: int) -> Tile:
     )
 
 
+def _reference(symbol: str) -> str:
+    """The GEMM row that runs where `symbol` does. Raises KeyError as `row`."""
+    packing, softmaxing = _PACK.fullmatch(symbol), _SOFTMAX.fullmatch(symbol)
+    if packing is None and softmaxing is None:
+        return symbol
+    isa = ISAS.get(packing[2] if packing else softmaxing[1] if softmaxing else "")
+    if isa is None or (packing and int(packing[1]) % isa.lanes):
+        raise KeyError(f"{symbol!r} does not name a micro-kernel")
+    return gemm(1, isa.lanes, isa.name)
+
+
 def _parsed(symbol: str, target: Target) -> tuple[binding.TargetMachine, binding.ModuleRef]:
     from llvmlite import binding
 
-    kernel = row(symbol)
+    kernel = row(_reference(symbol))
     if not kernel.runs_on(target):
         raise ValueError(f"{symbol} does not run on {target.triple} with {target.cpu} features")
     machine = target_machine(target, wide=True)

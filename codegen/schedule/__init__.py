@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from onnxjit.codegen.loops import LoopNest
 from onnxjit.codegen.schedule import cuda
+from onnxjit.codegen.schedule.attention import attention
 from onnxjit.codegen.schedule.contraction import contraction
 from onnxjit.codegen.schedule.pointwise import pointwise
 from onnxjit.codegen.schedule.reduction import reduction
@@ -17,7 +18,7 @@ from onnxjit.codegen.schedule.winograd import winograd
 Rule = Callable[[Request], LoopNest]
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    "cpu": (winograd, contraction, pointwise, reduction, rows),
+    "cpu": (winograd, contraction, pointwise, reduction, attention, rows),
     "cuda": cuda.RULES,
 }
 

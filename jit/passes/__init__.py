@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxjit.codegen.target import Target
 from onnxjit.graph import Graph
+from onnxjit.passes.attention import fuse_attention
 from onnxjit.passes.fold_constants import fold_constants
 from onnxjit.passes.fold_scales import fold_scales
 from onnxjit.passes.fuse import fuse
@@ -16,6 +17,7 @@ PIPELINE = (
     ("fold_constants", lambda p, target: fold_constants(prune_program(p))),
     ("fold_scales", fold_scales),
     ("assign_layouts", assign_layouts),
+    ("fuse_attention", fuse_attention),
 )
 
 
