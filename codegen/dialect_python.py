@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from onnxjit.codegen.dialect_table import DTYPES, GEMM_SYMBOL, family_of
+from onnxjit.codegen.dialect_table import DEPTHWISE_SYMBOL, DTYPES, GEMM_SYMBOL, family_of
 
 _NUMPY: dict[str, np.dtype[Any]] = {
     name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in DTYPES
@@ -278,7 +278,28 @@ def _gemm(symbol: str) -> Callable[..., None]:
     return call
 
 
-_CALLS: dict[str, Callable[[str], Callable[..., None]]] = {"gemm": _gemm}
+def _depthwise(symbol: str) -> Callable[..., None]:
+    match = DEPTHWISE_SYMBOL.fullmatch(symbol)
+    assert match is not None
+    pixels, stride, dilation = (int(match[k] or 1) for k in ("t", "stride", "dilation"))
+
+    def call(
+        x: Buffer, x_index: int, row: int, pixel: int, rows: int,
+        w: Buffer, w_index: int, wrow: int, wtap: int, taps: int,
+        y: Buffer, y_index: int, ldy: int, n: int,
+    ) -> None:  # fmt: skip
+        for p in range(pixels):
+            total = np.zeros(int(n), _NUMPY[x.dtype])
+            for i in range(rows):
+                for j in range(taps):
+                    at = x_index + i * row + (p * stride + j * dilation) * pixel
+                    total += x.view(at, n) * w.view(w_index + i * wrow + j * wtap, n)
+            y.view(y_index + p * ldy, n)[:] = total
+
+    return call
+
+
+_CALLS: dict[str, Callable[[str], Callable[..., None]]] = {"gemm": _gemm, "depthwise": _depthwise}
 
 _RANGED = {"floor": np.floor, "ceil": np.ceil, "round": np.rint, "trunc": np.trunc}
 

@@ -14,6 +14,11 @@ GEMM_SYMBOL = re.compile(
     r"gemm_[a-z0-9]+_(?P<mr>[1-9]\d*)x(?P<nr>[1-9]\d*)_[a-z0-9]+?(?P<acc>_acc)?"
 )
 
+DEPTHWISE_SYMBOL = re.compile(
+    r"depthwise_f32_(?:(?P<t>[1-9]\d*)x[1-9]\d*s(?P<stride>[1-9]\d*)d(?P<dilation>[1-9]\d*)|border)"
+    r"_[a-z0-9]+"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -34,7 +39,15 @@ FAMILIES: tuple[Family, ...] = (
         GEMM_SYMBOL,
         ("float32@", "int64", "int64*", "int64", "int64", "float32@", "float32@", "int64"),
     ),
-)
+    Family(
+        "depthwise",
+        DEPTHWISE_SYMBOL,
+        (
+            "float32@", "int64", "int64", "int64", "float32@", "int64", "int64", "int64",
+            "float32@", "int64", "int64",
+        ),
+    ),
+)  # fmt: skip
 
 
 def family_of(symbol: str) -> Family:

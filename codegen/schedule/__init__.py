@@ -8,6 +8,7 @@ from dataclasses import replace
 from onnxjit.codegen.loops import LoopNest
 from onnxjit.codegen.schedule import cuda
 from onnxjit.codegen.schedule.contraction import contraction
+from onnxjit.codegen.schedule.depthwise import depthwise
 from onnxjit.codegen.schedule.pointwise import pointwise
 from onnxjit.codegen.schedule.reduction import reduction
 from onnxjit.codegen.schedule.request import Declined, Request
@@ -16,7 +17,7 @@ from onnxjit.codegen.schedule.rows import rows
 Rule = Callable[[Request], LoopNest]
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    "cpu": (contraction, pointwise, reduction, rows),
+    "cpu": (contraction, pointwise, depthwise, reduction, rows),
     "cuda": cuda.RULES,
 }
 
