@@ -47,8 +47,12 @@ from onnxjit.codegen.schedule.request import Declined, Request
 SUMS = 4096
 """Sums of a tile: 16 KB, half of L1, beside the rows of x."""
 
+MOST_SUMS = 16384
+"""Sums of a tile whose rows are long: 64 KB, which L2 holds."""
+
 CHANNELS = 64
-"""Channels of a tile where the length of a row is not known."""
+"""Channels of a tile where rows are long or of unknown length: whole pages are then read in few
+pieces, which the hardware's prefetchers follow."""
 
 STEPS = 4
 """Largest stride and dilation along a row."""
@@ -251,7 +255,9 @@ def nest(r: Request, buffer: str, d: Depthwise, isa: str) -> LoopNest:
     lanes = microkernel.ISAS[isa].lanes
     channels = as_int(d.lane.extent) or 0
     columns = as_int(d.column.extent)
-    most = CHANNELS if columns is None else max(lanes, SUMS // max(1, columns))
+    most = CHANNELS
+    if columns is not None:
+        most = max(min(most, MOST_SUMS // max(1, columns)), SUMS // max(1, columns), lanes)
     width = channel_block(channels, most, lanes)
     blocks = -(-channels // width)
     block = Axis("cb", blocks)
@@ -261,7 +267,7 @@ def nest(r: Request, buffer: str, d: Depthwise, isa: str) -> LoopNest:
         count = apply("min", count, channels - c0)
     sums = d.column.extent * width
     size = as_int(sums)
-    local = Local("acc", "float32", sums, size is not None and size <= 2 * SUMS)
+    local = Local("acc", "float32", sums, size is not None and size <= SUMS)
 
     width_taps = as_int(d.tap.axis.extent) or 0
     first_row: Expr = Var("row0") if d.row is not None else ZERO

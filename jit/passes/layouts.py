@@ -106,10 +106,13 @@ def column_last(
 def inherited(k: Kernel, layouts: dict[str, Layout]) -> Layout | None:
     """The order in which the largest input is walked: output axes by their stride in its storage.
 
-    A transposition of a channels-last value therefore stays where its elements are.
+    A transposition of a channels-last value therefore stays where its elements are. Where no input
+    says it, the stage before the last one does: the transposed rows of a normalisation are written
+    as they are made.
     """
     final = k.stages[-1]
     best: tuple[int, Layout] | None = None
+    made = set(k.temporaries)
     for s in k.stages:
         if len(s.axes) != len(final.axes):
             continue
@@ -125,7 +128,12 @@ def inherited(k: Kernel, layouts: dict[str, Layout]) -> Layout | None:
                     order = layouts.get(x.buffer)
             if order is not None and (best is None or size > best[0]):
                 best = (size, order)
-    return best[1] if best is not None else None
+    if best is not None:
+        return best[1]
+    for x in loads(final.value):
+        if x.buffer in made and k.types[x.buffer].rank > 1:
+            return walked(x, final.axes, flat_offset(x.index, k.types[x.buffer]))
+    return None
 
 
 def walked(x: Load, axes: tuple[Axis, ...], offset: Expr) -> Layout | None:
