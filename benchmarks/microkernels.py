@@ -57,8 +57,9 @@ def speed(kernel: MicroKernel, address: int, seconds: float) -> float:
     """GFLOP/s of one tile, after its result was compared with NumPy's."""
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     prototype = ctypes.CFUNCTYPE(
-        None, pointer, integer, pointer, integer, integer, pointer, pointer, integer
-    )
+        None, pointer, integer, pointer, integer, integer, pointer, pointer, integer, integer,
+        pointer,
+    )  # fmt: skip
     function = prototype(address)
     rng = np.random.default_rng(0)
     # An odd stride in cache lines: rows a multiple of 4 KiB apart would share a set of L1.
@@ -72,7 +73,7 @@ def speed(kernel: MicroKernel, address: int, seconds: float) -> float:
     segments = np.zeros(1, np.int64)
     arguments = (
         a.ctypes.data, stride, segments.ctypes.data, 1, DEPTH, b.ctypes.data, c.ctypes.data,
-        kernel.nr,
+        kernel.nr, 0, b.ctypes.data,
     )  # fmt: skip
     function(*arguments)
     want = a.reshape(kernel.mr, stride)[:, :DEPTH] @ b.reshape(DEPTH, kernel.nr)

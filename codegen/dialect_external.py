@@ -35,8 +35,6 @@ def _make(symbol: str, parameters: tuple[str, ...]) -> Operation:
                 if not isinstance(buffer, Buffer) or buffer.dtype != parameter[:-1]:
                     return None
                 typed.append(buffer)
-                if parameter.endswith("*"):
-                    continue
             if not rest or not isinstance(rest.pop(0), types.Integer):
                 return None
             typed.append(types.int64)
@@ -47,10 +45,8 @@ def _make(symbol: str, parameters: tuple[str, ...]) -> Operation:
         operands = []
         for parameter in parameters:
             value = next(values)
-            if parameter.endswith("@"):
-                value = element_pointer(builder, value, next(values))
             if parameter != "int64":
-                value = builder.bitcast(value, POINTER)
+                value = builder.bitcast(element_pointer(builder, value, next(values)), POINTER)
             operands.append(value)
         llvm_types = [I64 if p == "int64" else POINTER for p in parameters]
         callee = declare(builder.module, symbol, ir.VoidType(), llvm_types)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from onnxjit.codegen.dialect_table import DEPTHWISE_SYMBOL, DTYPES, GEMM_SYMBOL, family_of
+from onnxjit.codegen.dialect_table import DEPTHWISE_SYMBOL, DTYPES, GEMM_SIZE, family_of
 
 _NUMPY: dict[str, np.dtype[Any]] = {
     name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in DTYPES
@@ -23,20 +24,31 @@ _HALVES = ("float16", "bfloat16")
 
 
 class Buffer:
-    """Elements of `dtype` from `address` on; `owner` keeps the memory alive."""
+    """Elements of `dtype` from `address` on; `owner` keeps the memory alive, and is its limit where
+    it is an array."""
 
-    __slots__ = ("address", "dtype", "owner")
+    __slots__ = ("address", "dtype", "limits", "owner")
 
     def __init__(self, dtype: str, address: int, owner: Any = None) -> None:
         self.dtype = dtype
         self.address = address
         self.owner = owner
+        self.limits: tuple[int, int] | None = None
+        if isinstance(owner, np.ndarray):
+            self.limits = owner.ctypes.data, owner.ctypes.data + owner.nbytes
 
     def view(self, start: int, count: int) -> np.ndarray[Any, Any]:
-        """The memory of `count` elements from index `start` on, as an array."""
+        """The memory of `count` elements from index `start` on, as an array. IndexError outside."""
         type_ = _NUMPY[self.dtype]
         size = int(count) * type_.itemsize
-        raw = (ctypes.c_uint8 * size).from_address(self.address + int(start) * type_.itemsize)
+        first = self.address + int(start) * type_.itemsize
+        if self.limits is not None and size:
+            if first < self.limits[0] or first + size > self.limits[1]:
+                held = (self.limits[1] - self.address) // type_.itemsize
+                raise IndexError(
+                    f"{count} element(s) from index {start} on, in a buffer of {held} {self.dtype}"
+                )
+        raw = (ctypes.c_uint8 * size).from_address(first)
         return np.ctypeslib.as_array(raw).view(type_)
 
     def __getitem__(self, index: int) -> Any:
@@ -257,23 +269,24 @@ def _copy(target: Buffer, source: Buffer, count: int) -> None:
     target.view(0, count)[:] = source.view(0, count)
 
 
-def _gemm(symbol: str) -> Callable[..., None]:
-    match = GEMM_SYMBOL.fullmatch(symbol)
+def _gemm_rows(symbol: str) -> Callable[..., None]:
+    match = GEMM_SIZE.search(symbol)
     assert match is not None
-    mr, nr, accumulate = int(match["mr"]), int(match["nr"]), match["acc"] is not None
+    nr = int(match["nr"])
 
     def call(
-        a: Buffer, a_index: int, rs: int, segs: Buffer, nseg: int, run: int,
-        b: Buffer, b_index: int, c: Buffer, c_index: int, ldc: int,
+        a: Buffer, a_index: int, rs: int, segs: Buffer, segs_index: int, nseg: int,
+        run: int, b: Buffer, b_index: int, c: Buffer, c_index: int, ldc: int, more: int,
+        ahead: Buffer, ahead_index: int, rows: int,
     ) -> None:  # fmt: skip
-        starts = segs.view(0, nseg).tolist() if isinstance(segs, Buffer) else list(segs[:nseg])
-        for i in range(mr):
+        starts = segs.view(segs_index, nseg).tolist()
+        for i in range(rows):
             row = c.view(int(c_index) + i * int(ldc), nr)
             parts = [a.view(int(a_index) + i * int(rs) + s, run) for s in starts]
             left = np.concatenate([np.zeros(0, row.dtype), *parts])
             right = b.view(b_index, len(left) * nr).reshape(len(left), nr)
             result = left @ right
-            row[:] = row + result if accumulate else result
+            row[:] = row + result if more else result
 
     return call
 
@@ -299,7 +312,17 @@ def _depthwise(symbol: str) -> Callable[..., None]:
     return call
 
 
-_CALLS: dict[str, Callable[[str], Callable[..., None]]] = {"gemm": _gemm, "depthwise": _depthwise}
+def _gemm(symbol: str) -> Callable[..., None]:
+    match = GEMM_SIZE.search(symbol)
+    assert match is not None
+    return partial(_gemm_rows(symbol), rows=int(match["mr"]))
+
+
+_CALLS: dict[str, Callable[[str], Callable[..., None]]] = {
+    "gemm": _gemm,
+    "gemm_rows": _gemm_rows,
+    "depthwise": _depthwise,
+}
 
 _RANGED = {"floor": np.floor, "ceil": np.ceil, "round": np.rint, "trunc": np.trunc}
 

@@ -10,9 +10,8 @@ DTYPES = (
     "uint8", "uint16", "uint32", "uint64", "bool",
 )  # fmt: skip
 
-GEMM_SYMBOL = re.compile(
-    r"gemm_[a-z0-9]+_(?P<mr>[1-9]\d*)x(?P<nr>[1-9]\d*)_[a-z0-9]+?(?P<acc>_acc)?"
-)
+GEMM_SIZE = re.compile(r"_(?:1to)?(?P<mr>\d+)x(?P<nr>\d+)_")
+"""Rows and columns in the symbol of a GEMM tile."""
 
 DEPTHWISE_SYMBOL = re.compile(
     r"depthwise_f32_(?:(?P<t>[1-9]\d*)x[1-9]\d*s(?P<stride>[1-9]\d*)d(?P<dilation>[1-9]\d*)|border)"
@@ -22,10 +21,10 @@ DEPTHWISE_SYMBOL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Micro-kernels whose symbols match `pattern` take `parameters`.
+    """Micro-kernels whose symbols match `pattern` take `parameters`; the first row that matches.
 
-    A parameter is "int64", "DTYPE@" (a buffer and an element index, passed as one pointer) or
-    "DTYPE*" (a buffer alone). The C function gets pointers and int64 in this order, returns void.
+    A parameter is "int64" or "DTYPE@" (a buffer and an element index, passed as one pointer). The C
+    function gets pointers and int64 in this order, returns void.
     """
 
     name: str
@@ -33,12 +32,15 @@ class Family:
     parameters: tuple[str, ...]
 
 
+_GEMM = (
+    "float32@", "int64", "int64@", "int64", "int64", "float32@", "float32@", "int64", "int64",
+    "float32@",
+)  # fmt: skip
+
 FAMILIES: tuple[Family, ...] = (
-    Family(
-        "gemm",
-        GEMM_SYMBOL,
-        ("float32@", "int64", "int64*", "int64", "int64", "float32@", "float32@", "int64"),
-    ),
+    Family("gemm_rows", re.compile(r"gemm_[a-z0-9]+_1to[1-9]\d*x[1-9]\d*_[a-z0-9]+"),
+           (*_GEMM, "int64")),
+    Family("gemm", re.compile(r"gemm_[a-z0-9]+_[1-9]\d*x[1-9]\d*_[a-z0-9]+"), _GEMM),
     Family(
         "depthwise",
         DEPTHWISE_SYMBOL,

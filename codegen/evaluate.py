@@ -5,6 +5,7 @@ Every schedule and emitter is checked against this.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +58,10 @@ def evaluate(
         else:
             buffers[s.buffer][...] = full
     return [buffers[b] for b in kernel.outputs]
+
+
+_SUMMED = ("float32", "float64", "int32", "int64")
+"""Where NumPy's einsum computes what a product and then a sum would."""
 
 
 class _Evaluator:
@@ -117,12 +122,35 @@ class _Evaluator:
     def _reduce(self, e: Reduce, axes: tuple[Axis, ...]) -> Any:
         both = (*axes, *e.axes)
         sizes = [evaluate_int(a.extent, self.dims) for a in both]
-        body = np.asarray(self.value(e.body, both))
         dtype = numpy_dtype(e.dtype)
         where = tuple(range(len(axes), len(both)))
+        product = e.fn == "sum" and isinstance(e.body, Apply) and e.body.fn == "mul"
+        if product and e.dtype in _SUMMED and 0 not in sizes:
+            memo: dict[Expr, Any] = {}
+            factors = [self._go(x, both, memo) for x in e.body.args]  # type: ignore[attr-defined]
+            return _sum_of_products(factors, sizes, len(axes)).astype(dtype)
+        body = np.asarray(self.value(e.body, both))
         body = body.reshape((1,) * (len(both) - body.ndim) + body.shape)
         body = np.broadcast_to(body, [*body.shape[: len(axes)], *sizes[len(axes) :]])
         if any(sizes[k] == 0 for k in where):
             identity = reduction_identity(e.fn, e.dtype)
             return np.full(body.shape[: len(axes)], identity).astype(dtype)
         return np.asarray(REDUCTIONS[e.fn](body, axis=where)).astype(dtype)
+
+
+def _sum_of_products(factors: list[Any], sizes: list[int], kept: int) -> np.ndarray:
+    """The sum over all axes but the first `kept` of a product of arrays that broadcast to `sizes`;
+    what it returns broadcasts to the kept sizes. The products themselves are never in memory: those
+    of a convolution would take gigabytes."""
+    operands: list[Any] = []
+    present: set[int] = set()
+    for x in map(np.asarray, factors):
+        shape = (1,) * (len(sizes) - x.ndim) + x.shape
+        places = [k for k, n in enumerate(shape) if n > 1]
+        operands += [x.reshape([shape[k] for k in places]), places]
+        present.update(places)
+    left = [k for k in range(kept) if k in present]
+    total = np.einsum(*operands, left, optimize=True)
+    # An axis that no factor depends on repeats the same product.
+    repeats = math.prod(n for k, n in enumerate(sizes) if k >= kept and k not in present)
+    return total.reshape([sizes[k] if k in left else 1 for k in range(kept)]) * repeats

@@ -160,7 +160,8 @@ class _Generator:
         start: Any = self.const(0)
         vectors = 4 // self.spec.pixels
         if vectors > 1:
-            start = self.channels(start, build.sub(n, self.const(vectors * self.lanes - 1)), vectors)
+            stop = build.sub(n, self.const(vectors * self.lanes - 1))
+            start = self.channels(start, stop, vectors)
         head = self.function.append_basic_block("channels")
         body = self.function.append_basic_block("channel")
         done = self.function.append_basic_block("done")

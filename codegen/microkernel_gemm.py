@@ -1,11 +1,14 @@
 """LLVM IR of the GEMM register tile: one function over (rows, vectors, lanes).
 
-    void f(const T* a, i64 rs, const i64* segs, i64 nseg, i64 run, const T* b, T* c, i64 ldc)
+    void f(const T* a, i64 rs, const i64* segs, i64 nseg, i64 run, const T* b, T* c, i64 ldc,
+           i64 more, const T* ahead)
     C[i, j] = sum(s < nseg, k < run) a[i*rs + segs[s] + k] * b[(s*run + k)*nr + j]
-    c[i*ldc + j] = C[i, j]      (or += in the accumulating variant)
+    c[i*ldc + j] = C[i, j]      (+= where `more` is not 0)
 
-The mr * nr block of C stays in vector registers through all segments. The IR goes to the code
-generator without optimisation passes, so what is written here is what runs:
+The mr * nr block of C stays in vector registers through all segments. With each step of k the next
+cache lines from `ahead` on are prefetched into L2: one, or as many as B has where few rows leave
+each line of B little to do. The IR goes to the code generator without
+optimisation passes, so what is written here is what runs:
 
 - Row addresses are one moving pointer plus a loop-invariant offset. On x86 an address is base +
   index * {1, 2, 4, 8}, so the odd multiples of the row stride reach every row: seven index
@@ -20,6 +23,7 @@ generator without optimisation passes, so what is written here is what runs:
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +35,8 @@ _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
 _PTR = ir.PointerType()
 _FLOAT_BYTES = 4
+_LINE_BYTES = 64
+_READ_INTO_L2 = [ir.Constant(_I32, n) for n in (0, 2, 1)]  # read, locality, data cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,7 @@ class Tile:
     of `sets`. `fused` asks for a single-rounding multiply-add (the target must have one), else
     LLVM may split it. `scaled_index` says that addresses are base + index * scale. `register` is
     the inline assembly constraint of a vector register, or "" to leave the order of steps to LLVM.
+    `ahead` lines are prefetched with each step of k.
     """
 
     mr: int
@@ -51,22 +58,57 @@ class Tile:
     fused: bool
     scaled_index: bool
     register: str
-    accumulate: bool
+    ahead: int
+
+
+_ARGUMENTS = ("a", "rs", "segs", "nseg", "run", "b", "c", "ldc", "more", "ahead")
+_TYPES = (_PTR, _I64, _PTR, _I64, _I64, _PTR, _PTR, _I64, _I64, _PTR)
 
 
 def module(symbol: str, tile: Tile) -> ir.Module:
     """A module that defines exactly `symbol`."""
+    result = ir.Module(name=symbol)
+    _define(result, symbol, tile)
+    return result
+
+
+def switch(symbol: str, tiles: Sequence[Tile]) -> ir.Module:
+    """A module that defines exactly `symbol`: the tiles behind one function, whose additional last
+    argument is the number of rows. It does nothing for a number that no tile has.
+
+    The tiles take that argument too, so that the call of one is a jump, which x86 can promise."""
+    result = ir.Module(name=symbol)
+    types = [*_TYPES, _I64]
+    inner = {tile.mr: _define(result, f"{symbol}.{tile.mr}", tile, types) for tile in tiles}
+    function = ir.Function(result, ir.FunctionType(ir.VoidType(), types), symbol)
+    function.attributes.add("nounwind")
+    build = ir.IRBuilder(function.append_basic_block("entry"))
+    end = function.append_basic_block("end")
+    cases = build.switch(function.args[-1], end)
+    for mr, tile_function in inner.items():
+        tile_function.linkage = "internal"
+        block = function.append_basic_block(f"rows{mr}")
+        cases.add_case(_i64(mr), block)
+        build.position_at_end(block)
+        kind = "musttail" if tiles[0].scaled_index else "tail"
+        build.call(tile_function, function.args, tail=kind)
+        build.ret_void()
+    build.position_at_end(end)
+    build.ret_void()
+    return result
+
+
+def _define(
+    into: ir.Module, symbol: str, tile: Tile, types: Sequence[ir.Type] = _TYPES
+) -> ir.Function:
     if tile.unroll % tile.sets:
         raise ValueError(f"{symbol}: {tile.unroll} steps of k do not divide into {tile.sets} sets")
-    result = ir.Module(name=symbol)
-    args = [_PTR, _I64, _PTR, _I64, _I64, _PTR, _PTR, _I64]
-    function = ir.Function(result, ir.FunctionType(ir.VoidType(), args), symbol)
+    function = ir.Function(into, ir.FunctionType(ir.VoidType(), types), symbol)
     function.attributes.add("nounwind")
-    names = ("a", "rs", "segs", "nseg", "run", "b", "c", "ldc")
-    for argument, name in zip(function.args, names, strict=True):
+    for argument, name in zip(function.args, _ARGUMENTS, strict=False):
         argument.name = name
     _Generator(function, tile).emit()
-    return result
+    return function
 
 
 class _Generator:
@@ -76,10 +118,15 @@ class _Generator:
         self.build = ir.IRBuilder(function.append_basic_block("entry"))
         self.vector = ir.VectorType(_F32, tile.lanes)
         name = "llvm.fma" if tile.fused else "llvm.fmuladd"
-        self.fma = ir.Function(
+        self.fma = _intrinsic(
             function.module,
-            ir.FunctionType(self.vector, [self.vector] * 3),
             f"{name}.v{tile.lanes}f32",
+            ir.FunctionType(self.vector, [self.vector] * 3),
+        )
+        self.prefetch = _intrinsic(
+            function.module,
+            "llvm.prefetch.p0",
+            ir.FunctionType(ir.VoidType(), [_PTR, _I32, _I32, _I32]),
         )
         self.zero = ir.Constant(self.vector, [0.0] * tile.lanes)
         self.undefined = ir.Constant(self.vector, ir.Undefined)
@@ -87,12 +134,13 @@ class _Generator:
         self.b_step = tile.nv * tile.lanes * _FLOAT_BYTES
 
     def emit(self) -> None:
-        """Blocks: entry -> segment -> (steps)* -> tail -> (step)* -> next -> ... -> store."""
+        """Blocks: entry -> (old) -> start -> segment -> (steps)* -> tail -> (step)* -> next -> ...
+        -> store."""
         build, tile = self.build, self.tile
-        a, rs, segs, nseg, run, b, c, ldc = self.function.args
+        a, rs, segs, nseg, run, b, c, ldc, more, ahead = self.function.args[: len(_ARGUMENTS)]
         blocks = {
             name: self.function.append_basic_block(name)
-            for name in ("segment", "steps", "tail", "step", "next", "store")
+            for name in ("old", "start", "segment", "steps", "tail", "step", "next", "store")
         }
         stride = build.shl(rs, _i64(2))
         # Row i is odd * 2**t rows away; only the odd multiples are kept in registers.
@@ -101,15 +149,27 @@ class _Generator:
         segs_end = self.at(segs, build.shl(nseg, _i64(3)))
         run_bytes = build.shl(run, _i64(2))
         unrolled = build.and_(run_bytes, _i64(-tile.unroll * _FLOAT_BYTES))
-        entry = build.block
         zeros = [self.zero] * (tile.sets * tile.mr * tile.nv)
+        entry = build.block
+        build.cbranch(build.icmp_signed("!=", more, _i64(0)), blocks["old"], blocks["start"])
+        build.position_at_end(blocks["old"])
+        old = [
+            build.load(address, align=_FLOAT_BYTES, typ=self.vector)
+            for address in self.tile_addresses(c, ldc)
+        ]
+        build.branch(blocks["start"])
+
+        build.position_at_end(blocks["start"])
+        first = self.phis(zeros[: len(old)], entry)
+        self.join(first, old, blocks["old"])
+        first += zeros[len(old) :]
         empty = build.or_(
             build.icmp_signed("<=", nseg, _i64(0)), build.icmp_signed("<=", run, _i64(0))
         )
         build.cbranch(empty, blocks["store"], blocks["segment"])
 
         build.position_at_end(blocks["segment"])
-        seg, seg_b, *seg_acc = self.phis([segs, b, *zeros], entry)
+        seg, seg_ahead, seg_b, *seg_acc = self.phis([segs, ahead, b, *first], blocks["start"])
         offset = build.load(seg, align=8, typ=_I64)
         start = self.at(a, build.shl(offset, _i64(2)))
         steps_end = self.at(start, unrolled)
@@ -117,7 +177,7 @@ class _Generator:
         has_steps = build.icmp_signed("!=", unrolled, _i64(0))
         build.cbranch(has_steps, blocks["steps"], blocks["tail"])
 
-        values = [start, seg_b, *seg_acc]
+        values = [start, seg_ahead, seg_b, *seg_acc]
         stepped = self.loop(blocks["steps"], blocks["segment"], values, tile.unroll, steps_end)
         build.cbranch(stepped.again, blocks["steps"], blocks["tail"])
 
@@ -133,14 +193,15 @@ class _Generator:
         build.position_at_end(blocks["next"])
         ended = self.phis(merged, blocks["tail"])
         self.join(ended, single.values, blocks["step"])
-        _, next_b, *next_acc = ended
+        _, next_ahead, next_b, *next_acc = ended
         next_seg = self.at(seg, _i64(8))
-        self.join([seg, seg_b, *seg_acc], [next_seg, next_b, *next_acc], blocks["next"])
-        more = build.icmp_unsigned("!=", next_seg, segs_end)
-        build.cbranch(more, blocks["segment"], blocks["store"])
+        heads = [seg, seg_ahead, seg_b, *seg_acc]
+        self.join(heads, [next_seg, next_ahead, next_b, *next_acc], blocks["next"])
+        again = build.icmp_unsigned("!=", next_seg, segs_end)
+        build.cbranch(again, blocks["segment"], blocks["store"])
 
         build.position_at_end(blocks["store"])
-        final = self.phis(zeros, entry)
+        final = self.phis(first, blocks["start"])
         self.join(final, next_acc, blocks["next"])
         self.store(final, c, ldc)
         build.ret_void()
@@ -152,8 +213,8 @@ class _Generator:
         build, tile = self.build, self.tile
         build.position_at_end(block)
         heads = self.phis(values, before)
-        a, b = self.hidden(heads[0]), self.hidden(heads[1])
-        acc = list(heads[2:])
+        a, ahead, b = (self.hidden(head) for head in heads[:3])
+        acc = list(heads[3:])
         size = tile.mr * tile.nv
         for step in range(steps):
             base = (step % tile.sets) * size
@@ -178,7 +239,14 @@ class _Generator:
                     acc[n] = build.call(self.fma, [splat, vector, acc[n]])
                 a = self.after(a, [splat, *acc[n + 1 - tile.nv : n + 1]])
             b = self.after(b, acc[n : n + 1])
-        moved = [self.at(a, _i64(steps * _FLOAT_BYTES)), self.at(b, _i64(steps * self.b_step))]
+            for line in range(step * tile.ahead, (step + 1) * tile.ahead):
+                address = self.at(ahead, _i64(line * _LINE_BYTES))
+                build.call(self.prefetch, [address, *_READ_INTO_L2])
+        moved = [
+            self.at(a, _i64(steps * _FLOAT_BYTES)),
+            self.at(ahead, _i64(steps * tile.ahead * _LINE_BYTES)),
+            self.at(b, _i64(steps * self.b_step)),
+        ]
         self.join(heads, [*moved, *acc], block)
         return _Loop([*moved, *acc], build.icmp_unsigned("!=", moved[0], end))
 
@@ -193,21 +261,23 @@ class _Generator:
     def store(self, acc: list[Any], c: Any, ldc: Any) -> None:
         build, tile = self.build, self.tile
         size = tile.mr * tile.nv
-        stride = build.shl(ldc, _i64(2))
+        for n, address in enumerate(self.tile_addresses(c, ldc)):
+            sums = [acc[s * size + n] for s in range(tile.sets)]
+            while len(sums) > 1:
+                half = len(sums) // 2
+                pairs = zip(sums[:half], sums[half : 2 * half], strict=True)
+                sums = [build.fadd(x, y) for x, y in pairs] + sums[2 * half :]
+            build.store(sums[0], address, align=_FLOAT_BYTES)
+
+    def tile_addresses(self, c: Any, ldc: Any) -> Iterator[Any]:
+        """The addresses of the vectors of C, row by row."""
+        stride = self.build.shl(ldc, _i64(2))
         row = c
-        for i in range(tile.mr):
-            for j in range(tile.nv):
-                sums = [acc[s * size + i * tile.nv + j] for s in range(tile.sets)]
-                while len(sums) > 1:
-                    half = len(sums) // 2
-                    pairs = zip(sums[:half], sums[half : 2 * half], strict=True)
-                    sums = [build.fadd(x, y) for x, y in pairs] + sums[2 * half :]
-                address = self.at(row, _i64(j * tile.lanes * _FLOAT_BYTES))
-                if tile.accumulate:
-                    old = build.load(address, align=_FLOAT_BYTES, typ=self.vector)
-                    sums[0] = build.fadd(old, sums[0])
-                build.store(sums[0], address, align=_FLOAT_BYTES)
-            row = self.at(row, stride)
+        for i in range(self.tile.mr):
+            if i:
+                row = self.at(row, stride)
+            for j in range(self.tile.nv):
+                yield self.at(row, _i64(j * self.tile.lanes * _FLOAT_BYTES))
 
     def at(self, pointer: Any, byte_offset: Any) -> Any:
         return self.build.gep(pointer, [byte_offset], source_etype=_I8)
@@ -248,6 +318,10 @@ class _Generator:
 class _Loop:
     values: list[Any]
     again: Any
+
+
+def _intrinsic(module: ir.Module, name: str, kind: ir.FunctionType) -> ir.Function:
+    return module.globals.get(name) or ir.Function(module, kind, name)
 
 
 def _i64(value: int) -> ir.Constant:

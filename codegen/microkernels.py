@@ -2,19 +2,24 @@
 
 A row is named by its symbol, and the name says everything:
 
-    gemm_f32_{mr}x{nr}_{isa}        overwrites C
-    gemm_f32_{mr}x{nr}_{isa}_acc    adds to C, for blocks of K
+    gemm_f32_{mr}x{nr}_{isa}
 
     void f(const float* a, int64 rs, const int64* segs, int64 nseg, int64 run,
-           const float* b, float* c, int64 ldc)
+           const float* b, float* c, int64 ldc, int64 more, const float* ahead)
     C[i, j] = sum(s < nseg, k < run) a[i*rs + segs[s] + k] * b[(s*run + k)*nr + j]
-    c[i*ldc + j] = C[i, j]  or  +=            for i < mr, j < nr
+    c[i*ldc + j] = C[i, j], or += where `more` is not 0,       for i < mr, j < nr
 
 `rs`, `segs`, `ldc` count elements. A GEMM is one segment at offset 0; a direct convolution on
 channels-last rows is a segment per (kh) with run KW*C, or per (kh, kw) with run C, and rs the
 stride between output pixels. B is packed [k][nr] and zero padded. With no segment, or run 0,
 nothing is read and the sum is zero. Nothing outside the elements named above is touched; the only
-alignment needed is that of the elements (B and C run best on 64 bytes).
+alignment needed is that of the elements (B and C run best on 64 bytes). `ahead` is a hint: with
+each of the nseg * run steps a few cache lines are prefetched from there on, wherever it points.
+
+    gemm_f32_1to{mr}x{nr}_{isa}
+
+takes the number of rows, 1 to mr, as an additional last argument: for extents that are only known
+at run time.
 
 Rows of A that lie a multiple of 4096 bytes apart share a set of the L1 cache: on Cascade Lake the
 14x32 tile then runs at 0.45 (stride 16 KB) to 0.75 (4 KB) of its usual speed, 6x64 and 9x48 at 0.65
@@ -35,6 +40,8 @@ from onnxjit.codegen.target import AVX512_FEATURES, Target, target_machine
 if TYPE_CHECKING:
     from llvmlite import binding
     from llvmlite import ir as ir_types
+
+    from onnxjit.codegen.microkernel_gemm import Tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +85,14 @@ ISAS: dict[str, Isa] = {
 # generator in `_module`.
 DTYPES: dict[str, tuple[str, str, str]] = {"f32": ("float32", "float32", "float32")}
 
-TAILS = (8, 4, 2, 1)
-
 
 @dataclass(frozen=True, slots=True)
 class MicroKernel:
-    """One row: an mr x nr tile of C; `a`, `b`, `c` are the dtypes of the operands.
+    """One row: an mr x nr tile of C, or with `any_rows` one of at most mr rows; `a`, `b`, `c` are
+    the dtypes of the operands.
 
-    `features` are the target features it needs, `accumulate` says that it adds to C, and `cycles`
-    estimates the time of one step of k (see `step_cycles`).
+    `features` are the target features it needs, `cycles` estimates the time of one step of k (see
+    `step_cycles`).
     """
 
     symbol: str
@@ -98,7 +104,7 @@ class MicroKernel:
     nr: int
     isa: str
     features: frozenset[str]
-    accumulate: bool
+    any_rows: bool
     cycles: float
 
     @property
@@ -113,16 +119,15 @@ class MicroKernel:
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """How to cover an m x n block: `main` repeated, then `tails`, over `panels` panels of nr.
+    """How to cover an m x n block: `main` repeated, then `tail`, over `panels` panels of nr.
 
-    All rows of a cover have the same nr, hence share one packing of B. `count` and `panels` are
-    None where m or n is symbolic. `cycles` is the estimate for one step of k over the whole block
-    (per row of a symbolic m, per column of a symbolic n).
+    Both have the same nr, hence share one packing of B. For a symbolic m, `main` takes any number
+    of rows and there is no tail. `panels` is None where n is symbolic. `cycles` is the estimate for
+    one step of k over the whole block (per row of a symbolic m, per column of a symbolic n).
     """
 
     main: MicroKernel
-    tails: tuple[MicroKernel, ...]
-    count: int | None
+    tail: MicroKernel | None
     panels: int | None
     cycles: float
 
@@ -131,12 +136,16 @@ class Cover:
         return self.main.nr
 
     @property
-    def symbols(self) -> tuple[str, ...]:
-        """The symbols of the main row and of the tails, in that order."""
-        return tuple(kernel.symbol for kernel in (self.main, *self.tails))
+    def uneven(self) -> bool:
+        """Whether some tile has fewer rows than `main.mr`."""
+        return self.main.any_rows or self.tail is not None
 
 
-_SYMBOL = re.compile(r"gemm_([a-z0-9]+)_([1-9]\d*)x([1-9]\d*)_([a-z0-9]+?)(_acc)?")
+_SYMBOL = re.compile(r"gemm_([a-z0-9]+)_(1to)?([1-9]\d*)x([1-9]\d*)_([a-z0-9]+)")
+
+
+STREAMING_ROWS = 8
+"""A tile of so many rows is often the only one: it alone must prefetch all of B."""
 
 
 @cache
@@ -145,7 +154,7 @@ def row(symbol: str) -> MicroKernel:
     match = _SYMBOL.fullmatch(symbol)
     if match is None:
         raise KeyError(f"{symbol!r} does not name a micro-kernel")
-    dtype, mr, nr, name, accumulate = match.groups()
+    dtype, least, mr, nr, name = match.groups()
     if dtype not in DTYPES or name not in ISAS:
         raise KeyError(f"{symbol!r}: no rows of {dtype} for {name}")
     isa = ISAS[name]
@@ -163,18 +172,18 @@ def row(symbol: str) -> MicroKernel:
         nr=int(nr),
         isa=name,
         features=isa.features,
-        accumulate=accumulate is not None,
+        any_rows=least is not None,
         cycles=step_cycles(isa, int(mr), vectors),
     )
 
 
-def gemm(mr: int, nr: int, isa: str, dtype: str = "f32", *, accumulate: bool = False) -> str:
+def gemm(mr: int, nr: int, isa: str, dtype: str = "f32", *, any_rows: bool = False) -> str:
     """The symbol of a GEMM row; `row` tells whether it exists."""
-    return f"gemm_{dtype}_{mr}x{nr}_{isa}" + ("_acc" if accumulate else "")
+    return f"gemm_{dtype}_{'1to' * any_rows}{mr}x{nr}_{isa}"
 
 
 def rows(isa: str, dtype: str = "f32") -> Iterator[MicroKernel]:
-    """Every overwriting row of an instruction set; each has an accumulating one beside it."""
+    """Every row of an instruction set with a fixed number of rows."""
     for vectors in range(1, ISAS[isa].vectors + 1):
         for mr in range(1, max_rows(ISAS[isa], vectors) + 1):
             yield row(gemm(mr, vectors * ISAS[isa].lanes, isa, dtype))
@@ -231,7 +240,7 @@ def select(
     m is the extent of one run of rows (None: symbolic), n the number of columns (None: symbolic);
     `widths` restricts nr. The cost is the sum of `step_cycles` over all tiles, so that idle padded
     columns and slow narrow tiles both count. A static m takes `main` m // mr times and at most one
-    tail with exactly the rows that remain; a symbolic m gets the tails of 8, 4, 2, 1 rows below mr.
+    tail with exactly the rows that remain.
     Raises ValueError on an extent below 1 or if no row has one of `widths`.
     """
     if (m is not None and m < 1) or (n is not None and n < 1):
@@ -258,27 +267,32 @@ def _select(m: int | None, n: int | None, isa: str, widths: tuple[int, ...] | No
 
 
 def _cover(main: MicroKernel, m: int | None, n: int | None) -> Cover:
-    if m is None:
-        sizes = [mr for mr in TAILS if mr < main.mr]
-    else:
-        sizes = [m % main.mr] if m % main.mr else []
-    tails = tuple(row(gemm(mr, main.nr, main.isa, main.dtype)) for mr in sizes)
-    count = None if m is None else m // main.mr
-    if count is None:
-        cycles = main.cycles / main.mr
-    else:
-        cycles = count * main.cycles + sum(tail.cycles for tail in tails)
     panels = None if n is None else ceil(n / main.nr)
-    cycles *= 1 / main.nr if panels is None else panels
-    return Cover(main, tails, count, panels, cycles)
+    share = 1 / main.nr if panels is None else panels
+    if m is None:
+        symbol = gemm(main.mr, main.nr, main.isa, main.dtype, any_rows=True)
+        return Cover(row(symbol), None, panels, main.cycles / main.mr * share)
+    count, rest = divmod(m, main.mr)
+    tail = row(gemm(rest, main.nr, main.isa, main.dtype)) if rest else None
+    cycles = count * main.cycles + (tail.cycles if tail else 0)
+    return Cover(main, tail, panels, cycles * share)
 
 
 def _module(kernel: MicroKernel) -> ir_types.Module:
     from onnxjit.codegen import microkernel_gemm
 
+    if not kernel.any_rows:
+        return microkernel_gemm.module(kernel.symbol, _tile(kernel, kernel.mr))
+    tiles = [_tile(kernel, mr) for mr in range(1, kernel.mr + 1)]
+    return microkernel_gemm.switch(kernel.symbol, tiles)
+
+
+def _tile(kernel: MicroKernel, mr: int) -> Tile:
+    from onnxjit.codegen import microkernel_gemm
+
     isa = ISAS[kernel.isa]
     vectors = kernel.nr // isa.lanes
-    size = kernel.mr * vectors
+    size = mr * vectors
     # Eight multiply-adds are in flight at once (latency 4, two ports); a fifth to eighth set of a
     # single accumulator costs more in the tail than it gains.
     sets = 1
@@ -286,8 +300,8 @@ def _module(kernel: MicroKernel) -> ir_types.Module:
         sets *= 2
     # AVX-512 reads a single-use element of A as an operand of the multiply-add, which an order
     # imposed on loads and multiply-adds would prevent.
-    tile = microkernel_gemm.Tile(
-        mr=kernel.mr,
+    return microkernel_gemm.Tile(
+        mr=mr,
         nv=vectors,
         lanes=isa.lanes,
         sets=sets,
@@ -295,9 +309,8 @@ def _module(kernel: MicroKernel) -> ir_types.Module:
         fused=isa.fused,
         scaled_index=isa.scaled_index,
         register=isa.register if vectors > 1 or isa.lanes < 16 else "",
-        accumulate=kernel.accumulate,
+        ahead=max(1, vectors * isa.lanes // 16) if mr <= STREAMING_ROWS else 1,
     )
-    return microkernel_gemm.module(kernel.symbol, tile)
 
 
 def _runs_on(symbol: str, target: Target) -> bool:

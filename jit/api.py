@@ -14,6 +14,7 @@ from onnxjit.codegen.cache import Cache
 from onnxjit.codegen.fingerprint import Stamp, bulk_key, stamp
 from onnxjit.codegen.target import host
 from onnxjit.compiled import CompiledModel
+from onnxjit.debug import debug_level, show_compiled
 from onnxjit.devices import resolve
 from onnxjit.errors import ModelError
 from onnxjit.origin import Origin, external_files
@@ -54,6 +55,7 @@ def compile(
     Raises `ModelError` for a model that is broken, `UnsupportedOperators` with every node that
     has no implementation, `DeviceError` when the device is not there.
     """
+    level = debug_level()
     resolve(device)
     chosen = dict(overrides or {})
     origin = Origin(model, folder)
@@ -65,7 +67,10 @@ def compile(
     artifact = request.artifact()
     again = any(check.assumed for check in artifact.plan.checks)
     seconds, found = time.perf_counter() - start, request.found
-    return CompiledModel(artifact, threads, request.kept(again), seconds, found)
+    compiled = CompiledModel(artifact, threads, request.kept(again), seconds, found)
+    if level:
+        show_compiled(compiled, level, origin, chosen)
+    return compiled
 
 
 class Request:

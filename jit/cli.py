@@ -1,4 +1,4 @@
-"""The command line: `onnxjit run | inspect | compare | bench | ops | cache | demo`.
+"""The command line: `onnxjit run | inspect | compare | bench | bench-kernel | ops | cache | demo`.
 
 Exit status: 0, 1 when a check found a difference or damage, 2 when the command could not be done.
 """
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from onnxjit import cli_cache, cli_inspect, cli_ops
+from onnxjit import cli_bench_kernel, cli_cache, cli_inspect, cli_ops
 from onnxjit.cli_output import (
     FOUND,
     Dims,
@@ -44,6 +44,7 @@ app = typer.Typer(
 app.add_typer(cli_cache.app, name="cache")
 app.command("inspect")(cli_inspect.inspect)
 app.command("ops")(cli_ops.ops)
+app.command("bench-kernel")(cli_bench_kernel.bench_kernel)
 
 
 def main() -> None:

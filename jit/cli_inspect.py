@@ -50,7 +50,10 @@ def inspect(
         print_text(graph_to_text(import_model(model)).rstrip())
         return
     if passes:
-        _print_passes(model)
+        from onnxjit.report import passes as passes_of
+
+        for name, program in passes_of(model):
+            print_text(f"# after {name}\n{program}\n")
         return
     import onnxjit
 
@@ -66,27 +69,22 @@ def inspect(
         _print_tables(facts)
 
 
-def _print_passes(model: str) -> None:
-    from onnxjit.codegen.target import host
-    from onnxjit.importer import import_model
-    from onnxjit.passes import run_pipeline
-
-    def observe(name: str, program: Any) -> None:
-        print_text(f"# after {name}\n{program}\n")
-
-    run_pipeline(import_model(model), host(), observe)
-
-
 def _print_kernel(compiled: Any, name: str, what: str) -> None:
-    found = compiled.kernels.get(name)
-    if found is None:
-        close = [n for n in compiled.kernels if name in n][:8] or list(compiled.kernels)[:8]
-        fail(f"the model has no kernel {name!r}; it has {', '.join(close)}, ...")
+    found = kernel_of(compiled, name)
     if what == "source":
         print_text(str(found))
     else:
         part = {"asm": "assembly", "schedule": "nest"}.get(what, what)
         print_text(getattr(found, part))
+
+
+def kernel_of(compiled: Any, name: str) -> Any:
+    """The kernel of a compiled model that is called `name`; fails with names that are like it."""
+    found = compiled.kernels.get(name)
+    if found is None:
+        close = [n for n in compiled.kernels if name in n][:8] or list(compiled.kernels)[:8]
+        fail(f"the model has no kernel {name!r}; it has {', '.join(close)}, ...")
+    return found
 
 
 def describe(compiled: Any, model: str, dims: dict[str, int]) -> dict[str, Any]:

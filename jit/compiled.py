@@ -48,13 +48,15 @@ class CompiledModel:
         self.from_cache = found
         self._artifact = artifact
         self._request = request
-        self._executable = _load(artifact, threads, request)
+        self._host = _host_functions(artifact, threads, request)
+        self._executable = _load(artifact, threads, self._host)
         self._names = {info.name: i for i, info in enumerate(self.inputs)}
         self._single = len(self.outputs) == 1
         self._type = output_type(field_names([info.name for info in self.outputs]))
         self._special: dict[Shapes, Executable] = {}
         self._artifacts: dict[Shapes, Artifact] = {}
         self._lock = threading.Lock()
+        self._observer: Callable[[Sequence[Any]], None] | None = None
 
     def __call__(self, *arrays: Any, **named: Any) -> Any:
         """Run the model. Raises `InputError` for inputs that do not fit it."""
@@ -84,11 +86,20 @@ class CompiledModel:
         """Run the model on inputs in order; the outputs in order, as a list."""
         executable, prepared = self._prepare(arrays)
         try:
-            return executable(*prepared)
+            results = executable(*prepared)
         except AssumptionError as error:
-            return self._specialise(prepared, error)(*prepared)
+            results = self._specialise(prepared, error)(*prepared)
         except RuntimeInputError as error:
             raise InputError(str(error)) from None
+        if self._observer is not None:
+            observer, self._observer = self._observer, None
+            observer(prepared)
+        return results
+
+    def observe_first_run(self, observer: Callable[[Sequence[Any]], None]) -> None:
+        """Have `observer` called once, after the next run, with the inputs in order."""
+        # A first run cannot be one that `attempt` takes.
+        self._observer = observer
 
     def attempt(self, arrays: tuple[Any, ...]) -> list[np.ndarray] | None:
         """`run` if the inputs are just like the last ones; else None, and nothing has run."""
@@ -162,7 +173,8 @@ class CompiledModel:
                     raise InputError(
                         f"the model cannot take inputs of shapes {_spelled(shapes)}: {refusal}"
                     ) from error
-                executable = _load(artifact, self.threads, self._request)
+                host = _host_functions(artifact, self.threads, self._request)
+                executable = _load(artifact, self.threads, host)
                 self._artifacts[shapes] = artifact
                 self._special[shapes] = executable
         return executable
@@ -179,10 +191,23 @@ class CompiledModel:
 
     @property
     def kernels(self) -> Kernels:
-        """The kernels by name, in running order: source, LLVM IR, assembly, rule, cost."""
+        """The kernels by name, in running order: source, LLVM IR, assembly, rule, cost; and
+        `replace`, which puts an edited source in the place of one."""
         from onnxjit.kernels import Kernels
 
-        return Kernels(self._artifact.kernels, self._artifact.target)
+        cache = None if self._request is None else self._request.cache
+        return Kernels(self._artifact, cache, self._change)
+
+    def _change(self, change: Callable[[Artifact], Artifact]) -> Artifact:
+        """Run what `change` makes of the artifact, from the next call on."""
+        with self._lock:
+            if isinstance(self._executable, _Closed):
+                self._executable.attempt(())
+            artifact = change(self._artifact)
+            # What is under way keeps the executable that it began with, code and memory included.
+            executable = _load(artifact, self.threads, self._host)
+            self._artifact, self._executable = artifact, executable
+        return artifact
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -219,9 +244,10 @@ class CompiledModel:
 
     def close(self) -> None:
         """Let go of code and memory. Calls that are under way end normally, later ones fail."""
-        threads = self._executable.threads
-        self._executable = _Closed(threads)  # type: ignore[assignment]
-        self._special.clear()
+        with self._lock:
+            threads = self._executable.threads
+            self._executable = _Closed(threads)  # type: ignore[assignment]
+            self._special.clear()
 
     def __enter__(self) -> CompiledModel:
         return self
@@ -266,12 +292,17 @@ class _Closed:
         return 0
 
 
-def _load(artifact: Artifact, threads: int | None, request: Request | None) -> Executable:
-    library = link(artifact.objects)
+def _host_functions(
+    artifact: Artifact, threads: int | None, request: Request | None
+) -> dict[str, Callable[..., Any]]:
     cache = None if request is None else request.cache
-    host: dict[str, Callable[..., Any]] = host_functions(
-        artifact.plan, cache=cache, threads=threads
-    )
+    return host_functions(artifact.plan, cache=cache, threads=threads)
+
+
+def _load(
+    artifact: Artifact, threads: int | None, host: Mapping[str, Callable[..., Any]]
+) -> Executable:
+    library = link(artifact.objects)
     return Executable(artifact.plan, library, artifact.constants, threads, host=host)
 
 

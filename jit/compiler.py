@@ -16,6 +16,7 @@ from onnxjit.codegen.build import Builder
 from onnxjit.codegen.build import key as source_key
 from onnxjit.codegen.cache import Cache
 from onnxjit.codegen.packing import arranged, pack
+from onnxjit.codegen.signature import signature, to_data
 from onnxjit.codegen.target import Target, host
 from onnxjit.codegen_calls import Generated, ScheduledCall, generate
 from onnxjit.dims import DimExpr
@@ -166,7 +167,7 @@ def artifact_of(
         tuple(_info(v, plan, b, graph) for v, b in zip(graph.inputs, plan.inputs, strict=True)),
         tuple(_info(v, plan, b, graph) for v, b in zip(graph.outputs, plan.outputs, strict=True)),
         {**graph.metadata, "overridable": overridable},
-        kernels_text(parts.generated, target),
+        kernels_text(parts.program, parts.generated, target),
         target.code_key,
         None if shapes is None else tuple(map(tuple, shapes)),
     )
@@ -204,9 +205,12 @@ def labelled(e: Expression, labels: Mapping[str, str]) -> int | str:
     return re.sub(r"d\d+", lambda m: labels.get(m[0]) or m[0], e)
 
 
-def kernels_text(generated: Generated, target: Target) -> bytes:
-    """What there is to know of each kernel step, as JSON: rows, and each distinct source once."""
+def kernels_text(program: Program, generated: Generated, target: Target) -> bytes:
+    """What there is to know of each kernel step, as JSON: rows, each distinct source and signature
+    once, and the sizes of the plan as the signatures call them."""
     sources: dict[str, dict[str, Any]] = {}
+    signatures: dict[int, int] = {}
+    texts: dict[str, int] = {}
     rows = []
     for step, c in zip(generated.plan.steps, generated.scheduled, strict=True):
         if not isinstance(c, ScheduledCall) or not isinstance(step, Step):
@@ -218,6 +222,9 @@ def kernels_text(generated: Generated, target: Target) -> bytes:
             "symbols": c.source.symbols,
             "wide": c.source.wide,
         }
+        if id(nest) not in signatures:  # equal layers share one nest
+            text = json.dumps(to_data(signature(c.call.kernel, nest, program.layouts)))
+            signatures[id(nest)] = texts.setdefault(text, len(texts))
         rows.append(
             {
                 "name": step.name,
@@ -232,6 +239,13 @@ def kernels_text(generated: Generated, target: Target) -> bytes:
                 "bytes": step.bytes,
                 "tiles": step.tiles,
                 "scratch": step.scratch,
+                "signature": signatures[id(nest)],
             }
         )
-    return json.dumps({"sources": sources, "rows": rows}, separators=(",", ":")).encode()
+    data = {
+        "sources": sources,
+        "rows": rows,
+        "signatures": list(texts),
+        "dims": [d.name for d in program.dims],
+    }
+    return json.dumps(data, separators=(",", ":")).encode()

@@ -57,3 +57,11 @@ class UnsupportedOperators(ModelError):
 
     def __reduce__(self) -> tuple[type[UnsupportedOperators], tuple[tuple[UnsupportedNode, ...]]]:
         return type(self), (self.nodes,)
+
+
+class KernelSourceError(OnnxJitError):
+    """An edited kernel source that cannot be built: where it is outside of the kernel dialect."""
+
+
+class KernelMismatch(OnnxJitError):
+    """An edited kernel source computes something else than the kernel's definition."""

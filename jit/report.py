@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ def report(model: CompiledModel) -> str:
         f"{how} in {model.seconds:.2f} s for the CPU, {model.threads} thread(s)",
         "",
         f"partition: {len(native)} kernel steps of {len(set(s.kernel for s in native))} kernels, "
-        f"{len(hosts)} host steps",
+        f"{len(hosts)} host steps; all on the CPU, nothing is copied between devices",
     ]
     lines += [f"  host step {s.name} runs in Python between kernels" for s in hosts]
     lines += ["", "kernels:"]
@@ -85,6 +85,7 @@ def report(model: CompiledModel) -> str:
         lines.append(
             f"  {name:<32} {k.rule:<16} {_amount(k.flops, plan, 'FLOP'):>16} "
             f"{_amount(k.bytes, plan, 'B'):>14}  {_shortened(', '.join(k.origin))}"
+            + ("  (edited)" if k.original is not None else "")
         )
     total = sum(n for n in constants if isinstance(n, int))
     lines += [
@@ -105,6 +106,18 @@ def report(model: CompiledModel) -> str:
         lines += ["", "specialised for other sizes:"]
         lines += [f"  {', '.join(map(str, shapes))}" for shapes in model.specialisations]
     return "\n".join(lines)
+
+
+def passes(model: Any, overrides: Mapping[str, int] | None = None) -> list[tuple[str, str]]:
+    """The program after each pass, as (name, text): the passes run for this alone."""
+    from onnxjit.codegen.target import host
+    from onnxjit.importer import import_model
+    from onnxjit.passes import run_pipeline
+
+    found: list[tuple[str, str]] = []
+    graph = import_model(model, overrides=overrides)
+    run_pipeline(graph, host(), lambda name, program: found.append((name, str(program))))
+    return found
 
 
 def _spelled(e: Expression, labels: dict[str, str]) -> str:

@@ -167,7 +167,7 @@ def kernel(ptrs, ints, scratch, begin, end):
     b = buffer_float32(ptrs, 1)
     c = buffer_float32(ptrs, 2)
     segments = buffer_int64(ptrs, 3)
-    {symbol}(a, 0, 3, segments, 1, 3, b, 0, c, 0, 4)
+    {symbol}(a, 0, 3, segments, 0, 1, 3, b, 0, c, 0, 4, 0, b, 0)
 """,
         symbols=(symbol,),
     )

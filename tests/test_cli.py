@@ -170,8 +170,8 @@ def test_take_turns_rotates_the_order() -> None:
         return call
 
     timings = take_turns({name: call_of(name) for name in "abc"}, seconds=0, burst=0, rounds=3)
-    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
-    assert all(t.runs == 3 and 0 <= t.minimum <= t.median for t in timings.values())
+    assert "".join(order) == "abc" + "aabbcc" + "bbccaa" + "ccaabb"
+    assert all(t.runs == 6 and 0 <= t.minimum <= t.median for t in timings.values())
 
 
 def test_random_inputs_fill_every_dtype() -> None:

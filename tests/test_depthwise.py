@@ -73,8 +73,15 @@ def test_border(isa, taps):
             check(micro.border(isa), isa, 1, taps, 1, 2, channels, rows)
 
 
-@pytest.mark.parametrize("symbol", ["depthwise_f32_9x3s1d1_avx2", "depthwise_f32_2x17s1d1_avx2",
-                                    "depthwise_f32_2x3s1d1_mmx", "depthwise_f32_2x3_avx2"])  # fmt: skip
+@pytest.mark.parametrize(
+    "symbol",
+    [
+        "depthwise_f32_9x3s1d1_avx2",
+        "depthwise_f32_2x17s1d1_avx2",
+        "depthwise_f32_2x3s1d1_mmx",
+        "depthwise_f32_2x3_avx2",
+    ],
+)
 def test_unknown_symbols(symbol):
     with pytest.raises(KeyError):
         micro.window(symbol)
@@ -91,6 +98,7 @@ def test_pixels_fit_the_registers():
 
 def test_rule_takes_channels_last_and_says_why_not():
     """Channels-last data goes to the micro-kernel; too few channels for a vector do not."""
+
     def rules(channels):
         w = np.ones((channels, 1, 3, 3), np.float32)
         mix = np.ones((channels, channels, 1, 1), np.float32)

@@ -464,25 +464,28 @@ def test_micro_kernel_call() -> None:
     segs[0] = 0
     segs[1] = ints[0]
     for i in range(begin, end):
-        {GEMM}(a, i, ints[1], segs, 2, 3, b, 0, c, i * 8, 8)
+        {GEMM}(a, i, ints[1], segs, 0, 2, 3, b, 0, c, i * 8, 8, 0, b, 9)
 """
     source = HEAD + body
     calls = []
     prototype = ctypes.CFUNCTYPE(
         None, ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64), ctypes.c_int64,
-        ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64,
+        ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
+        ctypes.c_void_p,
     )  # fmt: skip
 
     @prototype
-    def callback(a, rs, segs, nseg, run, b, c, ldc):
-        calls.append((a, rs, segs[:nseg], nseg, run, b, c, ldc))
+    def callback(a, rs, segs, nseg, run, b, c, ldc, more, ahead):
+        calls.append((a, rs, segs[:nseg], nseg, run, b, c, ldc, more, ahead))
 
     kernel = Kernel(source, {GEMM: ctypes.cast(callback, ctypes.c_void_p).value})
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=100).astype(np.float32), rng.normal(size=48).astype(np.float32)
     c = np.zeros(64, np.float32)
     kernel([a, b, c], [10, 20], 1, 2)
-    assert calls == [(a.ctypes.data + 4, 20, [0, 10], 2, 3, b.ctypes.data, c.ctypes.data + 32, 8)]
+    (one,) = calls
+    assert one[:4] == (a.ctypes.data + 4, 20, [0, 10], 2)
+    assert one[4:] == (3, b.ctypes.data, c.ctypes.data + 32, 8, 0, b.ctypes.data + 36)
 
     dialect_python.run(source, [GEMM], [a, b, c], np.array([10, 20]), None, 1, 2)
     rows = [np.concatenate([a[1 + 20 * i :][:3], a[11 + 20 * i :][:3]]) for i in range(4)]

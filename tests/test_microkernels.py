@@ -16,13 +16,7 @@ from onnxjit.codegen.microkernels import ISAS, gemm, object_code, row, rows, sel
 from onnxjit.codegen.target import AVX512_FEATURES, Target, cpu_target, host, limited
 
 SENTINEL = np.float32(12345.0)
-RUNNABLE = [
-    kernel.symbol + suffix
-    for isa in ISAS
-    for kernel in rows(isa)
-    for suffix in ("", "_acc")
-    if kernel.runs_on(host())
-]
+RUNNABLE = [kernel for isa in ISAS for kernel in rows(isa) if kernel.runs_on(host())]
 X86_SYMBOLS = [kernel.symbol for isa in ("avx512", "avx2") for kernel in rows(isa)]
 X86 = cpu_target(
     "x86_64-unknown-linux-gnu", AVX512_FEATURES | {"avx", "avx2", "fma", "bmi", "bmi2", "sse2"}
@@ -77,46 +71,71 @@ def link():
         tracker = builder.export_symbol(symbol).link(jit, f"{symbol} {target.code_key}")
         trackers.append(tracker)
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
-        arguments = (pointer, integer, pointer, integer, integer, pointer, pointer, integer)
+        arguments = [pointer, integer, pointer, integer, integer, pointer, pointer, integer]
+        arguments += [integer, pointer, *([integer] if row(symbol).any_rows else [])]
         return ctypes.CFUNCTYPE(None, *arguments)(tracker[symbol])
 
     return linked
 
 
-@pytest.mark.parametrize("symbol", RUNNABLE)
-def test_row_matches_numpy_and_stays_in_bounds(link, symbol):
-    kernel = row(symbol)
-    isa = kernel.isa if kernel.isa in ("avx512", "avx2", "scalar") else "scalar"
-    function = link(symbol, limited(host(), isa))
-    rng = np.random.default_rng(len(symbol) * kernel.mr * kernel.nr)
-    for offsets, run, stride in SEGMENTS:
-        mr, nr, depth = kernel.mr, kernel.nr, len(offsets) * run
-        ldc = nr + 3
-        reach = (mr - 1) * stride + max(offsets, default=0) + run if depth else 0
-        a, b = Fenced(reach, np.nan), Fenced(depth * nr, np.nan)
-        c = Fenced((mr - 1) * ldc + nr, SENTINEL)
-        b.array[:] = rng.standard_normal(b.array.size)
-        index = (
-            np.arange(mr)[:, None, None] * stride
-            + np.asarray(offsets, np.int64)[:, None]
-            + np.arange(run)
-        )
-        a.array[index.ravel()] = rng.standard_normal(index.size)
-        left = a.array[index].reshape(mr, depth).astype(np.float64)
-        right = b.array.reshape(depth, nr).astype(np.float64)
-        expected, scale = left @ right, np.abs(left) @ np.abs(right)
-        tile = np.lib.stride_tricks.as_strided(c.array, (mr, nr), (ldc * 4, 4))
-        if kernel.accumulate:
-            tile[:] = rng.standard_normal((mr, nr))
-            expected, scale = expected + tile, scale + np.abs(tile)
-        segs = np.asarray(offsets, np.int64)
-        function(a.address, stride, segs.ctypes.data, len(offsets), run, b.address, c.address, ldc)
-        error = np.abs(tile - expected)
-        bound = 2e-7 * (depth + 2) * scale
-        assert (error <= bound).all(), f"offsets {offsets}, run {run}, stride {stride}"
-        gaps = np.ones(c.array.size, bool)
-        gaps[(np.arange(mr)[:, None] * ldc + np.arange(nr)).ravel()] = False
-        assert (c.array[gaps] == SENTINEL).all() and (c.before == SENTINEL).all()
+def runnable_target(isa: str) -> Target:
+    return limited(host(), isa if isa in ("avx512", "avx2", "scalar") else "scalar")
+
+
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("kernel", RUNNABLE, ids=lambda kernel: kernel.symbol)
+def test_row_matches_numpy_and_stays_in_bounds(link, kernel, more):
+    function = link(kernel.symbol, runnable_target(kernel.isa))
+    for case in SEGMENTS:
+        check(function, kernel.mr, kernel.nr, more, *case)
+
+
+@pytest.mark.parametrize("isa", sorted({kernel.isa for kernel in RUNNABLE}))
+def test_one_function_takes_any_number_of_rows(link, isa):
+    for vectors in range(1, ISAS[isa].vectors + 1):
+        mr, nr = microkernels.max_rows(ISAS[isa], vectors), vectors * ISAS[isa].lanes
+        symbol = gemm(mr, nr, isa, any_rows=True)
+        assert row(symbol).any_rows and (row(symbol).mr, row(symbol).nr) == (mr, nr)
+        function = link(symbol, runnable_target(isa))
+        for count in range(1, mr + 1):
+            for more in (0, 1):
+                check(function, count, nr, more, [4, 0, 21], 7, 5, any_rows=True)
+        for count in (0, mr + 1, -1):
+            function(None, 1, None, 1, 1, None, None, 1, 0, None, count)
+
+
+def check(function, mr, nr, more, offsets, run, stride, any_rows=False):
+    rng = np.random.default_rng(mr * nr)
+    depth, ldc = len(offsets) * run, nr + 3
+    reach = (mr - 1) * stride + max(offsets, default=0) + run if depth else 0
+    a, b = Fenced(reach, np.nan), Fenced(depth * nr, np.nan)
+    c = Fenced((mr - 1) * ldc + nr, SENTINEL)
+    b.array[:] = rng.standard_normal(b.array.size)
+    index = (
+        np.arange(mr)[:, None, None] * stride
+        + np.asarray(offsets, np.int64)[:, None]
+        + np.arange(run)
+    )
+    a.array[index.ravel()] = rng.standard_normal(index.size)
+    left = a.array[index].reshape(mr, depth).astype(np.float64)
+    right = b.array.reshape(depth, nr).astype(np.float64)
+    expected, scale = left @ right, np.abs(left) @ np.abs(right)
+    tile = np.lib.stride_tricks.as_strided(c.array, (mr, nr), (ldc * 4, 4))
+    if more:
+        tile[:] = rng.standard_normal((mr, nr))
+        expected, scale = expected + tile, scale + np.abs(tile)
+    segs = np.asarray(offsets, np.int64)
+    # What is prefetched is behind the fence.
+    function(
+        a.address, stride, segs.ctypes.data, len(offsets), run, b.address, c.address, ldc, more,
+        b.address + b.array.nbytes, *([mr] if any_rows else []),
+    )  # fmt: skip
+    error = np.abs(tile - expected)
+    bound = 2e-7 * (depth + 2) * scale
+    assert (error <= bound).all(), f"offsets {offsets}, run {run}, stride {stride}"
+    gaps = np.ones(c.array.size, bool)
+    gaps[(np.arange(mr)[:, None] * ldc + np.arange(nr)).ravel()] = False
+    assert (c.array[gaps] == SENTINEL).all() and (c.before == SENTINEL).all()
 
 
 def test_negative_counts_read_nothing(link):
@@ -124,7 +143,7 @@ def test_negative_counts_read_nothing(link):
     function = link(symbol, host())
     for nseg, run in ((-1, 4), (3, -2)):
         c = np.full((2, row(symbol).nr), SENTINEL)
-        function(None, 1, None, nseg, run, None, c.ctypes.data, c.shape[1])
+        function(None, 1, None, nseg, run, None, c.ctypes.data, c.shape[1], 0, None)
         assert (c == 0).all()
 
 
@@ -137,19 +156,17 @@ def test_nan_and_infinity_stay_in_their_row(link):
     a[1, 2], a[2, 5] = np.nan, np.inf
     b, c = np.ones((6, nr), np.float32), np.zeros((4, nr), np.float32)
     segs = np.zeros(1, np.int64)
-    function(a.ctypes.data, 6, segs.ctypes.data, 1, 6, b.ctypes.data, c.ctypes.data, nr)
+    function(a.ctypes.data, 6, segs.ctypes.data, 1, 6, b.ctypes.data, c.ctypes.data, nr, 0, None)
     assert (c[[0, 3]] == 6).all() and np.isnan(c[1]).all() and np.isposinf(c[2]).all()
 
 
 def test_names_parse_back():
     for isa in ISAS:
         for kernel in rows(isa):
-            for symbol in (kernel.symbol, kernel.symbol + "_acc"):
+            for any_rows in (False, True):
+                symbol = gemm(kernel.mr, kernel.nr, isa, any_rows=any_rows)
                 found = row(symbol)
-                again = gemm(
-                    found.mr, found.nr, found.isa, found.dtype, accumulate=found.accumulate
-                )
-                assert again == found.symbol == symbol
+                assert found.symbol == symbol and found.any_rows == any_rows
                 assert (found.mr, found.nr) == (kernel.mr, kernel.nr)
                 assert 0 < found.throughput < 1
     assert row("gemm_f32_14x32_avx512") in set(rows("avx512"))
@@ -169,7 +186,8 @@ def test_names_parse_back():
         "gemm_f32_04x16_avx512",
         "gemm_f64_4x16_avx512",
         "gemm_f32_4x16_sve",
-        "gemm_f32_4x16_avx512_add",
+        "gemm_f32_4x16_avx512_acc",
+        "gemm_f32_2to4x16_avx512",
         "gemm_f32_4x16_avx512\n",
         "",
     ],
@@ -187,10 +205,11 @@ def test_a_target_without_the_features_is_refused():
 
 
 def test_ir_defines_exactly_its_symbol():
-    for symbol in ("gemm_f32_14x32_avx512", "gemm_f32_2x4_scalar_acc"):
+    for symbol in ("gemm_f32_14x32_avx512", "gemm_f32_2x4_scalar", "gemm_f32_1to3x8_avx2"):
         module = binding.parse_assembly(microkernels.ir(symbol))
         module.verify()
-        assert [f.name for f in module.functions if not f.is_declaration] == [symbol]
+        names = [(f.name, f.linkage.name) for f in module.functions if not f.is_declaration]
+        assert [name for name, linkage in names if linkage == "external"] == [symbol]
 
 
 def back_end(target: Target) -> None:
@@ -249,7 +268,7 @@ def test_rows_assemble_for_other_machines(triple, isa):
     back_end(target)
     for kernel in rows(isa):
         assert kernel.runs_on(target)
-        for symbol in (kernel.symbol, kernel.symbol + "_acc"):
+        for symbol in (kernel.symbol, gemm(kernel.mr, kernel.nr, isa, any_rows=True)):
             code = binding.ObjectFileRef.from_data(object_code(symbol, target))
             assert sum(section.size() for section in code.sections() if section.is_text()) > 100
 
@@ -259,11 +278,12 @@ def test_rows_assemble_for_other_machines(triple, isa):
 @pytest.mark.parametrize("n", [1, 8, 48, 64, 100, 1000, None])
 def test_select_covers_exactly_and_no_other_cover_is_cheaper(isa, m, n):
     cover = select(m, n, limited(X86, isa))
-    kernels = [row(symbol) for symbol in cover.symbols]
+    kernels = [cover.main, *([cover.tail] if cover.tail else [])]
     assert {kernel.nr for kernel in kernels} == {cover.nr}
     assert {kernel.isa for kernel in kernels} == {isa}
-    assert cover.count * cover.main.mr + sum(tail.mr for tail in cover.tails) == m
-    assert len(cover.tails) <= 1
+    assert not any(kernel.any_rows for kernel in kernels)
+    assert m % cover.main.mr == (cover.tail.mr if cover.tail else 0)
+    assert cover.uneven == (cover.tail is not None)
     if n is not None:
         assert 0 <= cover.panels * cover.nr - n < cover.nr
     for other in rows(isa):
@@ -276,19 +296,15 @@ def test_select_covers_exactly_and_no_other_cover_is_cheaper(isa, m, n):
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "scalar"])
-def test_select_symbolic_rows_have_tails_for_every_remainder(isa):
+def test_select_symbolic_rows_take_one_function_for_every_remainder(isa):
     cover = select(None, 256, limited(X86, isa))
-    assert cover.count is None
-    for m in range(cover.main.mr):
-        for tail in cover.tails:
-            m -= tail.mr if tail.mr <= m else 0
-        assert m == 0
+    assert cover.main.any_rows and cover.tail is None and cover.uneven
 
 
 def test_select_prefers_the_tiles_that_measure_best():
-    assert select(56, 64, X86).symbols == ("gemm_f32_14x32_avx512",)
-    assert select(6, 64, X86, widths=(64,)).symbols == ("gemm_f32_6x64_avx512",)
-    assert select(None, 16, limited(X86, "avx2")).main.symbol == "gemm_f32_6x16_avx2"
+    assert select(56, 64, X86).main.symbol == "gemm_f32_14x32_avx512"
+    assert select(6, 64, X86, widths=(64,)).main.symbol == "gemm_f32_6x64_avx512"
+    assert select(None, 16, limited(X86, "avx2")).main.symbol == "gemm_f32_1to6x16_avx2"
     assert select(1, 48, X86).nr == 48
     with pytest.raises(ValueError, match="width"):
         select(4, 4, X86, widths=(5,))

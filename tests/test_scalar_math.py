@@ -169,7 +169,9 @@ def test_power(single: Compiled, double: Compiled) -> None:
     x = np.concatenate([np.abs(rng.normal(size=20_000)) * 10, -rng.uniform(0, 9, 2000)])
     y = np.concatenate([rng.normal(size=20_000) * 10, rng.integers(-9, 9, 2000)])
     y[:4000] = rng.choice([1, 2, 3, 0.5, -1, -0.75], 4000)
-    edges = np.array([0.0, -0.0, 1, -1, 2, -2, 0.5, -0.5, -0.75, 3, -3, np.inf, -np.inf, np.nan, 1e38])
+    edges = np.array(
+        [0.0, -0.0, 1, -1, 2, -2, 0.5, -0.5, -0.75, 3, -3, np.inf, -np.inf, np.nan, 1e38]
+    )
     grid = np.meshgrid(edges, edges)
     x = np.concatenate([x, grid[0].ravel()]).astype(np.float32).astype(np.float64)
     y = np.concatenate([y, grid[1].ravel()]).astype(np.float32).astype(np.float64)

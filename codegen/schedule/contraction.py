@@ -11,13 +11,12 @@ follows from the index expressions:
   copied into scratch with its border (rows of one tile only); anything else is gathered.
 - the epilogue is the output stage's own expression with the reduction replaced by the tile.
 
-Loop order inside a tile: blocks of k (so that a panel stays in L1/L2), panels, rows. See Goto and
-van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008) for the blocking.
+`contraction_blocking` decides the loop order and the sizes of blocks, `contraction_depth` how k is
+cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from onnxjit.codegen import microkernels
@@ -52,28 +51,21 @@ from onnxjit.codegen.loops import (
 from onnxjit.codegen.schedule.axes import (
     typical,
 )
+from onnxjit.codegen.schedule.contraction_blocking import STRIP_TILES, Shape, choose
+from onnxjit.codegen.schedule.contraction_depth import DEPTH_BLOCK, KBlocks, k_blocks
 from onnxjit.codegen.schedule.contraction_match import (
     Contraction,
     column_axis,
     recognise,
     stride_of,
 )
-from onnxjit.codegen.schedule.contraction_operands import Operand, Operands
+from onnxjit.codegen.schedule.contraction_operands import ROW_IN_BLOCK, Operand, Operands
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
 from onnxjit.codegen.schedule.reduction import replace_node
 from onnxjit.codegen.schedule.request import Request
 
-ROWS_BYTES = 256 * 1024
-"""Part of x (or of the copied window) that one tile works on, so that it stays in L2."""
-
-PANEL_BYTES = 256 * 1024
-RESIDENT_BYTES = 400 * 1024
-DEPTH = 1024
-"""Longest k that is not blocked: a panel of 32 columns is then 128 KB, an eighth of L2."""
-
-BLOCK_DEPTH = 768
-TILES = 8
-"""Parallel tiles wanted, so that two to four threads finish together."""
+LINE = 16
+"""Elements of a cache line."""
 
 
 class ContractionNest(Operands):
@@ -118,254 +110,221 @@ class ContractionNest(Operands):
         self.ni = self.axis(n_tile)
         k_axes = [self.axis(a) for a in c.k]
 
-        m_extent = self.mi.extent if self.mi is not None else ONE
-        columns = as_int(self.ni.extent)
-        self.cover = microkernels.select(as_int(m_extent), columns, self.r.target)
+        self.m = self.mi.extent if self.mi is not None else ONE
+        static = as_int(self.m)
+        self.cover = microkernels.select(static, as_int(self.ni.extent), self.r.target)
         self.mr, self.nr = self.cover.main.mr, self.cover.nr
+        self.height: Expr = Var("height") if static is None else index(self.mr)
         self.depth = product(a.extent for a in k_axes)
         self.panels = (self.ni.extent + (self.nr - 1)) // self.nr
-        m_tiles = (m_extent + (self.mr - 1)) // self.mr
+        self.m_tiles = (self.m + (self.mr - 1)) // self.mr
+        self.lines = self.row.extent if self.row is not None else self.m_tiles
+        self.line_tiles = self.m_tiles if self.row is not None else ONE
 
-        self.plan_rows(m_extent, m_tiles)
+        self.blocking = choose(self.shape())
+        self.sizes: dict[Var, Expr] = {}
+        self.block = self.size("block", self.blocking.block)
+        same = self.blocking.strip is self.blocking.block
+        self.strip = self.block if same else self.size("strip", self.blocking.strip)
+        self.group = self.size("group", self.blocking.group)
         operand, k_axes = self.row_operand(x, k_axes)
         self.columns_operand(y, k_axes)
-        return self.assemble(operand, k_axes, m_extent, m_tiles)
+        return self.assemble(operand)
 
-    # --- blocking -----------------------------------------------------------------------------
+    def size(self, name: str, value: Expr) -> Expr:
+        """A constant, or a local variable for what is only known at run time."""
+        if as_int(value) is not None:
+            return value
+        self.sizes[Var(name)] = value
+        return Var(name)
 
-    def plan_rows(self, m_extent: Expr, m_tiles: Expr) -> None:
-        """How many rows and panels one parallel tile covers.
-
-        `block` counts rows of the row axis, or row tiles where there is none; it is an expression
-        when a symbolic size decides how many rows fit.
-        """
-        depth = typical(self.depth)
-        line: Expr = index(4 * (depth if depth <= DEPTH else BLOCK_DEPTH))
-        if self.c.window is not None:
-            line = self.window_row_bytes()
-        if self.row is not None:
-            per = line if self.c.window is not None else poly_mul(line, m_extent)
-            extent = self.row.extent
+    def shape(self) -> Shape:
+        """What the choice of blocks depends on."""
+        window = self.c.window is not None
+        halo = 0
+        if window:
+            line_bytes = self.window_row_bytes()
+            if self.row is not None:
+                reach, stride = self.window_reach(self.row)
+                line_bytes, halo = line_bytes * stride, max(0, reach - stride)
         else:
-            per = index(ROWS_BYTES) if self.c.window is not None else line * self.mr
-            extent = m_tiles
-            if self.c.window is not None:
-                per = apply("floordiv", index(ROWS_BYTES), apply("max", m_tiles, 1))
-        n, fixed = as_int(extent), as_int(per)
-        outer = typical(product(a.extent for a in self.outer))
-        panels = max(1, typical(self.panels))
-        self.group = panels
-        if n is not None and fixed is not None:
-            block = max(1, min(ROWS_BYTES // max(1, fixed), n))
-            block = -(-n // -(-n // block)) if n else 1
-            count = outer * -(-n // block)
-            work = depth * typical(m_extent) * panels * self.nr
-            work *= n if self.row is not None else 1
-            if count < TILES and work > 200_000:
-                if block > 1 and panels < 4 and self.c.window is None:
-                    block = max(1, -(-n // -(-TILES // outer)))
-                    count = outer * -(-n // block)
-                if count < TILES:
-                    self.group = max(1, panels // -(-TILES // max(1, count)))
-            self.block: Expr = index(block)
-        else:
-            fits = apply("floordiv", index(ROWS_BYTES), apply("max", per, 1))
-            share = (extent + 3) // 4
-            self.block = apply("max", apply("min", fits, share), 1)
-            if fixed is not None:
-                self.block = index(max(1, ROWS_BYTES // max(1, fixed)))
-            if self.c.window is None:
-                # There may be one row only: the panels alone must give every thread work.
-                self.group = min(panels, max(4, -(-panels // TILES)))
-        if as_int(self.panels) is None:
-            most = PANEL_BYTES // (max(1, depth) * 4 * self.nr)
-            self.group = min(self.group, max(1, most))
-        self.row_blocks = ceil_div_by(extent, self.block)
-        self.depth_blocks = 1
-        whole = as_int(self.block) is not None and (self.row is None or as_int(m_tiles) is not None)
-        if as_int(self.depth) is not None and depth > DEPTH and self.c.window is None and whole:
-            self.depth_blocks = -(-depth // BLOCK_DEPTH)
-        if self.depth_blocks > 1:
-            rows = typical(self.block) * (typical(m_tiles) if self.row is not None else 1)
-            self.group = min(self.group, max(1, PANEL_BYTES // (rows * self.mr * self.nr * 4)))
-        self.panel_blocks = (self.panels + (self.group - 1)) // self.group
+            rows = self.m if self.row is not None else index(self.mr)
+            line_bytes = poly_mul(rows, self.depth) * 4
+        outer = 1
+        for a in self.outer:
+            outer *= as_int(a.extent) or 1
+        return Shape(
+            lines=self.lines,
+            line_tiles=self.line_tiles,
+            mr=self.mr,
+            line_bytes=line_bytes,
+            copied=window,
+            halo=halo,
+            panels=self.panels,
+            nr=self.nr,
+            depth=self.depth,
+            outer=outer,
+            whole_lines=window and self.row is None,
+        )
 
     def block_vars(self) -> tuple[Expr, Expr]:
-        """First and one-past-last row (or row tile) of the block of this tile."""
-        extent = self.row.extent if self.row is not None else self.m_tiles()
         start = poly_mul(Var("rb"), self.block)
-        n, b = as_int(extent), as_int(self.block)
+        n, b = as_int(self.lines), as_int(self.block)
         if n is not None and b is not None and n % b == 0:
             return start, start + self.block
-        return start, apply("min", start + self.block, extent)
+        return start, apply("min", start + self.block, self.lines)
 
-    def m_tiles(self) -> Expr:
-        extent = self.mi.extent if self.mi is not None else ONE
-        return (extent + (self.mr - 1)) // self.mr
+    def strip_vars(self) -> tuple[Expr, Expr]:
+        if self.strip is self.block:
+            return self.block_vars()
+        return Var("line0"), Var("line1")
 
     def panel_stop(self) -> Expr:
-        first = Var("pb") * self.group
-        n = as_int(self.panels)
-        if n is not None and n % self.group == 0:
-            return first + self.group
+        first = poly_mul(Var("pb"), self.group)
+        n, group = as_int(self.panels), as_int(self.group)
+        if n is not None and group is not None and n % group == 0:
+            return first + group
         return apply("min", first + self.group, self.panels)
 
     # --- assembly -----------------------------------------------------------------------------
 
-    def assemble(
-        self, x: Operand, k_axes: Sequence[Axis], m_extent: Expr, m_tiles: Expr
-    ) -> LoopNest:
-        mr, nr = self.mr, self.nr
-        if as_int(x.count) != 1:
-            self.depth_blocks = 1
-        blocked = self.depth_blocks > 1
-        tiles_in_block = typical(self.block) * (typical(m_tiles) if self.row is not None else 1)
-        cells = mr * nr * (self.group * tiles_in_block if blocked else 1)
-        stack = cells * 4 <= 8192
-        self.locals.append(Local("acc", "float32", index(cells), stack))
-
-        mt, panel, m0 = Var("mt"), Var("panel"), Var("m0")
-        first, last = self.block_vars()
-        acc_at: Expr = ZERO
-        if blocked:
-            slot = panel - Var("pb") * self.group
-            if self.row is not None:
-                r = self.row - first
-                slot = poly_mul(slot, index(tiles_in_block)) + poly_mul(r, m_tiles) + mt
-            else:
-                slot = poly_mul(slot, index(tiles_in_block)) + mt - first
-            acc_at = poly_mul(slot, index(mr * nr))
-        x_base = x.base
-        if self.mi is not None:
-            x_base = substitute(x_base, {self.mi: m0})
-        depth_step = 0
-        run: Expr = x.run
-        x_shift: Expr = ZERO
-        y_shift: Expr = ZERO
-        kb = Var("kb")
-        if blocked:
-            total = as_int(self.depth)
-            assert total is not None
-            depth_step = -(-total // self.depth_blocks)
-            depth_step = -(-depth_step // 16) * 16
-            run = apply("min", index(depth_step), index(total) - kb * depth_step)
-            x_shift = kb * depth_step
-            y_shift = kb * (depth_step * nr)
-            self.depth_blocks = -(-total // depth_step)
+    def assemble(self, x: Operand) -> LoopNest:
+        """The nest: strips, depth blocks, panels, blocks of k, lines, row tiles."""
+        first, last = self.strip_vars()
+        mt, panel, pb = Var("mt"), Var("panel"), Var("pb")
+        strip_tiles = poly_mul(self.strip, self.line_tiles)
+        few = (as_int(strip_tiles) or STRIP_TILES) <= 2
+        k = k_blocks(x, self.nr, self.blocking.depth_blocks, few=few)
         copied: tuple[Stmt, ...] = ()
         if self.conflicting(x):
-            length = depth_step if blocked else as_int(x.run) or 0
-            x, copied = self.copied_rows(x, m_extent, length, run, x_shift)
-            x_base, x_shift = x.base, ZERO
-            if self.mi is not None:
-                x_base = substitute(x_base, {self.mi: m0})
+            x, copied = self.copied_rows(x, k.depth_length, k.depth_run, k.depth_start)
+            k = replace(k, depth_start=ZERO)
 
-        def tile_call(symbol: str, at: Expr, row0: int | Expr = 0) -> Call:
-            shift = (
-                poly_mul(x.step, index(row0))
-                if not isinstance(row0, Expr)
-                else poly_mul(x.step, row0)
-            )
-            where = acc_at + poly_mul(index(nr), row0 if isinstance(row0, Expr) else index(row0))
-            return Call(
-                symbol,
-                (
-                    Address(x.buffer, x_base + x_shift + shift),
-                    x.step,
-                    Address("segments"),
-                    x.count,
-                    run,
-                    Address(self.y_buffer, self.y_panel + y_shift),
-                    Address("acc", where),
-                    index(nr),
-                ),
-            )
-
-        symbols: list[str] = []
-
-        def variants(rows: int, at: Expr, row0: Expr | int) -> tuple[Stmt, ...]:
-            plain = microkernels.gemm(rows, nr, self.cover.main.isa)
-            symbols.append(plain)
-            call = tile_call(plain, at, row0)
-            if not blocked:
-                return (call,)
-            more = microkernels.gemm(rows, nr, self.cover.main.isa, accumulate=True)
-            symbols.append(more)
-            return (If(apply("eq", kb, 0), (call,), (tile_call(more, at, row0),)),)
-
-        static = as_int(m_extent)
-        rows: Expr = index(mr)
-        main = variants(mr, ZERO, 0)
-        compute: tuple[Stmt, ...] = main
-        if static is None:
-            rows = Var("rows")
-            done = Var("done")
-            tail: list[Stmt] = [Assign(done, ZERO)]
-            for t in self.cover.tails:
-                tail.append(
-                    If(
-                        apply("le", index(t.mr), rows - done),
-                        (*variants(t.mr, ZERO, done), Assign(done, done + t.mr)),
-                    )
-                )
-            compute = (
-                Assign(rows, apply("min", index(mr), m_extent - m0)),
-                If(apply("eq", rows, mr), main, tuple(tail)),
-            )
-        elif static % mr:
-            rest = static % mr
-            rows = Var("rows")
-            compute = (
-                Assign(rows, apply("min", index(mr), m_extent - m0)),
-                If(apply("eq", rows, mr), main, variants(rest, ZERO, 0)),
-            )
-        finish = self.epilogue(m0, rows, acc_at)
-        if blocked:
-            finish = (If(apply("eq", kb, self.depth_blocks - 1), finish),)
-        pb = Var("pb")
-
-        def panels(*inner: Stmt) -> tuple[Stmt, ...]:
-            return (For(panel, pb * self.group, self.panel_stop(), inner),)
-
-        body: tuple[Stmt, ...] = (*compute, *finish)
-        rows_outside = self.panels_stay()
-        body = (Assign(m0, mt * mr), *(panels(*body) if rows_outside else body))
+        at: Expr = mt - first
         if self.row is not None:
-            rv = self.row
-            body = (Assign(Var("row_in_block"), rv - first), For(mt, ZERO, m_tiles, body))
-            body = (For(rv, first, last, body),)
+            at = poly_mul(self.row - first, self.m_tiles) + mt
+        slot: Expr = ZERO
+        slots: Expr = ONE
+        if k.depth_blocks > 1:
+            slot = poly_mul(panel - poly_mul(pb, self.group), strip_tiles) + at
+            slots = index(self.blocking.most_panels)
+        elif k.loops:
+            slot = at
+        if slot is not ZERO:
+            most = self.blocking.most_tiles
+            slots = poly_mul(slots, strip_tiles if most is None else index(most))
+        cells = slots * (self.mr * self.nr)
+        stack = (as_int(cells) or 1 << 30) * 4 <= 8192
+        self.locals.append(Local("acc", "float32", cells, stack))
+        acc_at = poly_mul(slot, index(self.mr * self.nr))
+
+        m0, rows = Var("m0"), Var("rows")
+        body: tuple[Stmt, ...] = self.compute(x, k, at, acc_at)
+        finish = self.epilogue(m0, rows if self.cover.uneven else index(self.mr), acc_at)
+        if k.last is not None:
+            finish = (If(k.last, finish),)
+        body = (Assign(m0, poly_mul(mt, self.height)), *body, *finish)
+        if self.row is not None:
+            body = (For(mt, ZERO, self.m_tiles, body),)
+            if self.c.window is not None:
+                body = (Assign(ROW_IN_BLOCK, self.row - self.block_vars()[0]), *body)
+            body = (For(self.row, first, last, body),)
         else:
             body = (For(mt, first, last, body),)
-        body = (*copied, *(body if rows_outside else panels(*body)))
-        if blocked:
-            body = (For(kb, ZERO, index(self.depth_blocks), body),)
+        for var, count in reversed(k.loops):
+            body = (For(var, ZERO, count, body),)
+        body = (For(panel, poly_mul(pb, self.group), self.panel_stop(), body),)
+        body = (*copied, *body)
+        if k.depth_blocks > 1:
+            body = (For(DEPTH_BLOCK, ZERO, index(k.depth_blocks), body),)
+        if self.strip is not self.block:
+            start, stop = self.block_vars()
+            strips = ceil_div_by(stop - start, self.strip)
+            line0, line1 = first, last
+            assert isinstance(line0, Var) and isinstance(line1, Var)
+            body = (
+                Assign(line0, start + poly_mul(Var("st"), self.strip)),
+                Assign(line1, apply("min", line0 + self.strip, stop)),
+                *body,
+            )
+            body = (For(Var("st"), ZERO, strips, body),)
         body = (*x.setup, *self.pack_setup, *body)
-        rb_axis, pb_axis = Axis("rb", self.row_blocks), Axis("pb", self.panel_blocks)
-        # Row blocks outermost: neighbouring tiles then share the rows and stream the panels.
-        nest, tiles = with_tiles([*self.outer, rb_axis, pb_axis], body)
-        notes = [
-            f"tile {mr}x{nr}; a step takes {to_text(self.block)} "
-            f"{'rows' if self.row is not None else 'row tiles'} and {self.group} panels"
-        ]
+        if self.height is Var("height"):
+            # Tiles of equal height: of 128 rows ten times 13, not nine times 14 and 2.
+            tiles = apply("max", self.m_tiles, 1)
+            body = (Assign(Var("height"), ceil_div_by(self.m, tiles)), *body)
+        body = (*(Assign(var, value) for var, value in self.sizes.items()), *body)
+        row_blocks = Axis("rb", ceil_div_by(self.lines, self.blocking.block))
+        panel_blocks = Axis("pb", ceil_div_by(self.panels, self.blocking.group))
+        nest, tiles = with_tiles([*self.outer, *self.tile_order(row_blocks, panel_blocks)], body)
+        return self.finished(nest, tiles)
+
+    def tile_order(self, row_blocks: Axis, panel_blocks: Axis) -> tuple[Axis, Axis]:
+        """Neighbouring parallel tiles share the larger of the operands."""
+        rows = as_int(poly_mul(self.lines, self.line_tiles))
+        if rows is not None and rows * self.mr > typical(self.panels) * self.nr:
+            return row_blocks, panel_blocks
+        return panel_blocks, row_blocks
+
+    def finished(self, nest: tuple[Stmt, ...], tiles: Expr) -> LoopNest:
+        kind = "rows" if self.row is not None else "row tiles"
+        note = (
+            f"tile {self.mr}x{self.nr}; a step takes {to_text(self.block)} {kind} "
+            f"({to_text(self.strip)} at a time) and {to_text(self.group)} panels, k in "
+            f"{self.blocking.depth_blocks} blocks"
+        )
+        sizes: dict[Expr, Expr] = dict(self.sizes)
+        self.locals = [replace(x, count=substitute(x.count, sizes)) for x in self.locals]
+        main, tail = self.cover.main, self.cover.tail
         result = finish_nest(
             self.r,
             nest,
             tiles,
             "contraction: window" if self.c.window is not None else "contraction",
             locals=tuple(self.locals),
-            symbols=tuple(dict.fromkeys(symbols)),
-            notes=(*notes, *self.notes),
+            symbols=(main.symbol, *((tail.symbol,) if tail is not None else ())),
+            notes=(note, *self.notes),
         )
         packed = (self.packing,) if self.packing is not None else ()
         return replace(result, packings=packed)
 
-    def panels_stay(self) -> bool:
-        """Whether all panels of a tile stay in L2, so that rows can be the outer loop: results are
-        then written row by row, which touches far fewer pages at a time."""
-        depth = as_int(self.depth)
-        if depth is None or self.depth_blocks > 1:
-            return False
-        return depth * self.nr * 4 * self.group <= RESIDENT_BYTES
+    def compute(self, x: Operand, k: KBlocks, at: Expr, acc_at: Expr) -> tuple[Stmt, ...]:
+        """The micro-kernel call of one row tile and block of k."""
+        m0, rows = Var("m0"), Var("rows")
+        base = substitute(x.base, {self.mi: m0}) if self.mi is not None else x.base
+        y = self.y_panel + (k.depth_offset + k.start) * self.nr
+        steps = poly_mul(k.segments, k.run)
+        following = y + steps * self.nr
+        if k.depth_blocks > 1:
+            other = substitute(self.y_panel, {Var("panel"): Var("panel") + 1})
+            last_in_depth = apply("eq", Var("kp"), k.loops[-1][1] - 1)
+            following = apply("select", last_in_depth, other + k.depth_offset * self.nr, following)
+        # Every call prefetches `steps` lines; four of them reach two blocks ahead.
+        share = poly_mul(apply("min", at, 3), steps * LINE)
+        arguments = (
+            Address(x.buffer, base + k.depth_start + k.shift),
+            x.step,
+            Address("segments", k.segment),
+            k.segments,
+            k.run,
+            Address(self.y_buffer, y),
+            Address("acc", acc_at),
+            index(self.nr),
+            k.more,
+            Address(self.y_buffer, following + share),
+        )
+        main, tail = self.cover.main, self.cover.tail
+        if main.any_rows:
+            size = Assign(rows, apply("min", self.height, self.m - m0))
+            return (size, Call(main.symbol, (*arguments, rows)))
+        if tail is None:
+            return (Call(main.symbol, arguments),)
+        size = Assign(rows, apply("min", index(self.mr), self.m - m0))
+        full = apply("eq", rows, self.mr)
+        return (
+            size,
+            If(full, (Call(main.symbol, arguments),), (Call(tail.symbol, arguments),)),
+        )
 
     def epilogue(self, m0: Expr, rows: Expr, acc_at: Expr) -> tuple[Stmt, ...]:
         """Stores one tile through the output stage's own expression."""

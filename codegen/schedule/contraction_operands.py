@@ -39,6 +39,7 @@ from onnxjit.codegen.schedule.axes import (
     strides,
     without,
 )
+from onnxjit.codegen.schedule.contraction_blocking import STRIP_TILES, Blocking
 from onnxjit.codegen.schedule.contraction_match import Contraction, stride_of
 from onnxjit.codegen.schedule.request import Declined, Request
 
@@ -46,6 +47,8 @@ SEGMENTS = 512
 CONFLICT = 1024
 """Row strides that are a multiple of 4 KB map all rows of a tile to the same L1 sets; measured on
 14x32 tiles: 143 GFLOP/s apart from that, 109 at 4 KB, 65 at 16 KB."""
+
+ROW_IN_BLOCK = Var("row_in_block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +77,19 @@ class Operands:
     ni: Axis
     mr: int
     nr: int
+    height: Expr
     panels: Expr
     block: Expr
-    group: int
+    strip: Expr
+    group: Expr
+    blocking: Blocking
 
     def block_vars(self) -> tuple[Expr, Expr]:
-        """First and one-past-last row (or row tile) of the block of this tile."""
+        """First and one-past-last line (row, or row tile) of this parallel tile."""
+        raise NotImplementedError
+
+    def strip_vars(self) -> tuple[Expr, Expr]:
+        """First and one-past-last line of the strip."""
         raise NotImplementedError
 
     def panel_stop(self) -> Expr:
@@ -94,6 +104,21 @@ class Operands:
         summed = axes_of(logical[1]) & set(self.final_red().axes) if len(logical) > 1 else set()
         channels = product(a.extent for a in summed)
         return poly_mul(poly_mul(w.axes[-1].extent, channels), index(4))
+
+    def window_reach(self, row: Axis) -> tuple[int, int]:
+        """Input rows that one row of results reads, and how many the next one is further down."""
+        reach, stride = 1, 1
+        for i in self.logical_window_index():
+            e = rename_axes(i, dict(self.names))
+            if row not in axes_of(e):
+                continue
+            for a in axes_of(e) - set(self.outer):
+                c = as_int(coefficient(e, a) or ZERO)
+                if a is row:
+                    stride = c or 1
+                elif c is not None:
+                    reach += c * ((as_int(a.extent) or 1) - 1)
+        return reach, stride
 
     def final_red(self) -> Reduce:
         return self.r.kernel.stages[-1].reduces[0]
@@ -166,7 +191,7 @@ class Operands:
                 c = coefficient(e, self.row)
                 assert c is not None
                 start = start + poly_mul(c, first)
-                rel = rel - poly_mul(c, self.row) + poly_mul(c, Var("row_in_block"))
+                rel = rel - poly_mul(c, self.row) + poly_mul(c, ROW_IN_BLOCK)
             size: Expr = ONE
             for a in axes_of(e):
                 if a in fixed:
@@ -206,34 +231,36 @@ class Operands:
 
     def gather_rows(self, x: Load, k_axes: list[Axis]) -> tuple[str, Expr, list[Stmt], list[Axis]]:
         """Copies the tile's rows into scratch with k contiguous."""
-        if self.row is not None:
-            raise Declined("rows with two strides and k not contiguous")
-        rows = self.block * self.mr
         depth = product(a.extent for a in k_axes)
-        self.locals.append(Local("rows", "float32", poly_mul(rows, depth), stack=False))
-        first, _ = self.block_vars()
-        r = Axis("gr", rows)
         extent = self.mi.extent if self.mi is not None else ONE
-        source = substitute(
-            x.index[0], {self.mi: poly_mul(first, index(self.mr)) + r} if self.mi else {}
-        )
-        at: Expr = r
+        first, last = self.block_vars()
+        k: Expr = ZERO
         for a in k_axes:
-            at = poly_mul(at, a.extent) + a
-        body: tuple[Stmt, ...] = (Store("rows", at, Load(x.buffer, (source,), x.dtype)),)
-        # The row with the smaller stride goes innermost on the reading side.
-        for a in reversed(k_axes):
-            body = (loop(a, *body),)
-        left = extent - poly_mul(first, index(self.mr))
-        setup: list[Stmt] = [For(r, ZERO, apply("min", rows, left), body)]
-        offset: Expr = (
-            poly_mul(self.mi - poly_mul(first, index(self.mr)), depth) if self.mi else ZERO
-        )
-        inner: Expr = ZERO
-        for a in k_axes:
-            inner = poly_mul(inner, a.extent) + a
+            k = poly_mul(k, a.extent) + a
+        mi = self.mi if self.mi is not None else ZERO
+        if self.row is not None:
+            start, stop = ZERO, extent
+            count = poly_mul(self.block, extent)
+            at = poly_mul(self.row - first, extent) + mi
+        else:
+            start = poly_mul(first, self.height)
+            stop = apply("min", poly_mul(last, self.height), extent)
+            count = self.block * self.mr
+            at = mi - start
+        at = poly_mul(at, depth) + k
+        self.locals.append(Local("rows", "float32", poly_mul(count, depth), stack=False))
+        loops_ = [For(a, ZERO, a.extent, ()) for a in k_axes]
+        if self.mi is not None:
+            line = For(self.mi, start, stop, ())
+            # Reading along what is contiguous.
+            loops_.insert(len(loops_) if coefficient(x.index[0], self.mi) is ONE else 0, line)
+        if self.row is not None:
+            loops_.insert(0, For(self.row, first, last, ()))
+        body: Stmt = Store("rows", at, Load(x.buffer, (x.index[0],), x.dtype))
+        for around in reversed(loops_):
+            body = replace(around, body=(body,))
         self.notes.append("rows gathered into scratch")
-        return "rows", offset + inner, setup, k_axes
+        return "rows", at, [body], k_axes
 
     def columns_operand(self, y: Load, k_axes: Sequence[Axis]) -> None:
         """Packs y: at compile time when it is constant, else once per tile into scratch."""
@@ -267,10 +294,10 @@ class Operands:
                 poly_mul(group, self.panels) + Var("panel"), poly_mul(depth, index(self.nr))
             )
             return
-        count = poly_mul(index(self.group * self.nr), depth)
+        count = poly_mul(index(self.blocking.most_panels * self.nr), depth)
         self.locals.append(Local("packed", "float32", count, stack=False))
         j = Axis("pj", index(self.nr))
-        first = Var("pb") * self.group
+        first = poly_mul(Var("pb"), self.group)
         local = Var("panel") - first
         at: Expr = ZERO
         for a in k_axes:
@@ -319,31 +346,32 @@ class Operands:
             and step % CONFLICT == 0
             and step > 0
             and self.mr > 8
-            and self.group >= 4
-            and as_int(self.block) is not None
+            and self.blocking.most_panels >= 4
+            and (self.row is None or as_int(self.strip) is not None)
             and as_int(x.run) is not None
         )
 
     def copied_rows(
-        self, x: Operand, m_extent: Expr, length: int, run: Expr, shift: Expr
+        self, x: Operand, length: int, run: Expr, shift: Expr
     ) -> tuple[Operand, tuple[Stmt, ...]]:
-        """Copies the block's rows (one block of k) into scratch with a stride that is no power of
+        """Copies the strip's rows (one depth block) into scratch with a stride that is no power of
         two."""
         assert self.mi is not None
-        first, last = self.block_vars()
+        first, last = self.strip_vars()
+        extent = self.mi.extent
         step = length + 16
         k = Axis("ck", run)
         start: Expr
         stop: Expr
         if self.row is not None:
-            rows = poly_mul(self.block, m_extent)
-            at = poly_mul(self.row - first, m_extent) + self.mi
-            start, stop = ZERO, m_extent
+            rows = poly_mul(self.strip, extent)
+            at = poly_mul(self.row - first, extent) + self.mi
+            start, stop = ZERO, extent
         else:
-            rows = self.block * self.mr
-            at = self.mi - poly_mul(first, index(self.mr))
-            start = poly_mul(first, index(self.mr))
-            stop = apply("min", poly_mul(last, index(self.mr)), m_extent)
+            rows = index((self.blocking.most_tiles or STRIP_TILES) * self.mr)
+            start = poly_mul(first, self.height)
+            at = self.mi - start
+            stop = apply("min", poly_mul(last, self.height), extent)
         self.locals.append(Local("rows", "float32", rows * step, stack=False))
         value = Load(x.buffer, (x.base + shift + k,), "float32")
         body: Stmt = For(self.mi, start, stop, (loop(k, Store("rows", at * step + k, value)),))
@@ -430,4 +458,4 @@ def collect_and(e: Expr, out: list[Expr]) -> None:
         out.append(e)
 
 
-__all__ = ["Operand", "Operands"]
+__all__ = ["ROW_IN_BLOCK", "Operand", "Operands"]

@@ -10,6 +10,7 @@ condition on the taps; a pixel at the border has fewer of them, so no condition 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from onnxjit.codegen import microkernel_depthwise as microkernel
 from onnxjit.codegen.expr import (
@@ -132,9 +133,9 @@ def recognise(s: FlatStage) -> Depthwise:
         if any(coefficient(e, a) is None for a in (column, *taps)):
             raise Declined("an index is not affine in the window")
     bounds = bounds_of(guard)
-    for axis, _, forms in bounds:
+    for axis, slack in bounds:
         allowed = {axis, column} if axis is tap else {axis, *outer} - {column}
-        if axis not in taps or any(not axes_of(e) <= allowed for e in forms):
+        if axis not in taps or not axes_of(slack) <= allowed:
             raise Declined("a border condition of more than one direction")
     return Depthwise(
         tuple(a for a in outer if a is not column),
@@ -180,11 +181,13 @@ def neighbours(x: Expr, tap: Axis, outer: list[Axis]) -> tuple[Axis, int, int, E
     raise Declined("no output axis moves through x as the window's columns do")
 
 
-Bound = tuple[Axis | None, str, tuple[Expr, Expr]]
+Bound = tuple[Axis | None, Expr]
+"""A tap axis and what must not be negative."""
 
 
 def bounds_of(guard: Expr | None) -> list[Bound]:
-    """The comparisons of a condition with the tap axis (named i…, the last ones) they bound."""
+    """The comparisons of a condition, each with the tap axis (of the axes i0, i1, … a last one)
+    that it bounds."""
     out: list[Bound] = []
 
     def collect(e: Expr) -> None:
@@ -196,7 +199,7 @@ def bounds_of(guard: Expr | None) -> list[Bound]:
             # a < b and a <= b as 0 <= slack
             slack = b - a - (1 if e.fn == "lt" else 0)
             found = sorted(axes_of(slack), key=lambda x: int(x.name[1:]))
-            out.append((found[-1] if found else None, e.fn, (slack, slack)))
+            out.append((found[-1] if found else None, slack))
         else:
             raise Declined("a condition that is no comparison of indices")
 
@@ -209,7 +212,7 @@ def limits(axis: Axis, bounds: list[Bound]) -> Taps:
     """The taps of a pixel that read inside of x."""
     first: Expr = ZERO
     stop: Expr = axis.extent
-    for a, _, (slack, _) in bounds:
+    for a, slack in bounds:
         if a is not axis:
             continue
         c, rest = affine(slack, axis)
@@ -224,7 +227,7 @@ def inside(tap: Axis, width: int, column: Axis, bounds: list[Bound]) -> tuple[Ex
     """The pixels of a row [low, high) all of whose taps read inside of x."""
     low: Expr = ZERO
     high: Expr = column.extent
-    for a, _, (slack, _) in bounds:
+    for a, slack in bounds:
         if a is not tap:
             continue
         worst = substitute(slack, {tap: index(0 if affine(slack, tap)[0] > 0 else width - 1)})
@@ -272,7 +275,8 @@ def nest(r: Request, buffer: str, d: Depthwise, isa: str) -> LoopNest:
     width_taps = as_int(d.tap.axis.extent) or 0
     first_row: Expr = Var("row0") if d.row is not None else ZERO
     rows: Expr = Var("rows") if d.row is not None else ONE
-    step_x, step_w = ZERO, ZERO
+    step_x: Expr = ZERO
+    step_w: Expr = ZERO
     setup: list[Stmt] = []
     if d.row is not None:
         a = d.row.axis
@@ -281,9 +285,7 @@ def nest(r: Request, buffer: str, d: Depthwise, isa: str) -> LoopNest:
         setup = [Assign(Var("row0"), d.row.first), Assign(Var("rows"), d.row.count)]
     tap_w = coefficient(d.w.index[0], d.tap.axis) or ZERO
 
-    def call(
-        symbol: str, at: Expr, tap0: Expr, taps: Expr, pixel: Expr, rows: Expr = rows
-    ) -> Call:
+    def call(symbol: str, at: Expr, tap0: Expr, taps: Expr, pixel: Expr, rows: Expr = rows) -> Call:
         table: dict[Expr, Expr] = {d.column: at, d.lane: c0, d.tap.axis: tap0}
         if d.row is not None:
             table[d.row.axis] = first_row
@@ -368,8 +370,8 @@ def channel_block(channels: int, most: int, lanes: int) -> int:
     equal = [w for w in range(lanes, most + 1, lanes) if channels % w == 0]
     if equal and 2 * equal[-1] > most:
         return equal[-1]
-    for blocks in range(-(-channels // most), 1, -1):
-        width = -(-(-(-channels // blocks)) // lanes) * lanes
+    for blocks in range(ceil(channels / most), 1, -1):
+        width = ceil(channels / (blocks * lanes)) * lanes
         if width * (blocks - 1) + lanes <= channels:
             return width
     return channels

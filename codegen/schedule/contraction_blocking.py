@@ -1,0 +1,177 @@
+"""How a contraction is cut into parallel tiles, strips, and blocks of k.
+
+A parallel tile computes some lines (image rows, or row tiles where there are none) of some panels
+of columns. Inside it, a *strip* of lines meets one panel after the other, and of each panel one
+block of k after the other:
+
+    for strip: for depth block: for panel: for block of k: for row tile: micro-kernel
+
+so a block of a panel stays in L1 while all row tiles of the strip use it, the rows of the strip
+(in one depth block) stay in L2, and each panel is streamed from memory once per strip. While one
+block is at work, its calls prefetch the next. See Goto and van de Geijn, "Anatomy of
+High-Performance Matrix Multiplication" (2008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from onnxjit.codegen.expr import ONE, Expr, apply, as_int, index, poly_mul
+from onnxjit.codegen.schedule.axes import typical
+
+STRIP_TILES = 12
+"""Row tiles that share a block of a panel in L1."""
+
+STRIP_BYTES = 512 * 1024
+"""Rows of a strip in one depth block: half of L2."""
+
+WINDOW_BYTES = 320 * 1024
+"""Padded input that a parallel tile copies."""
+
+RESIDENT_BYTES = 384 * 1024
+"""Panels that stay in L2 from one strip to the next."""
+
+K_BYTES = 32 * 1024
+"""A block of a panel. L1 has as much; measured, half or twice of it change little."""
+
+DEPTH = 768
+"""Longest k of a depth block when a strip has all its tiles."""
+
+SUMS_BYTES = 160 * 1024
+"""Unfinished sums between depth blocks."""
+
+TILES = 8
+"""Parallel tiles wanted, so that two to four threads finish together."""
+
+SMALL = 200_000
+"""Multiply-adds below which a second thread costs more than it gains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What blocking needs to know.
+
+    There are `lines` lines of `line_tiles` row tiles of at most `mr` rows. A line brings
+    `line_bytes` of x; with `copied`, a parallel tile copies its lines (and `halo` lines more).
+    """
+
+    lines: Expr
+    line_tiles: Expr
+    mr: int
+    line_bytes: Expr
+    copied: bool
+    halo: int
+    panels: Expr
+    nr: int
+    depth: Expr
+    outer: int
+    whole_lines: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """A parallel tile has `block` lines and `group` panels, at most `most_panels`; a strip has
+    `strip` lines, at most `most_tiles` row tiles where that is known; k is cut into
+    `depth_blocks`."""
+
+    block: Expr
+    strip: Expr
+    group: Expr
+    most_panels: int
+    most_tiles: int | None
+    depth_blocks: int
+
+
+def choose(s: Shape) -> Blocking:
+    """The blocking of a shape; sizes that are only known at run time give expressions."""
+    depth = max(1, typical(s.depth))
+    panels = max(1, typical(s.panels))
+    lines, tiles, line_bytes = as_int(s.lines), as_int(s.line_tiles), as_int(s.line_bytes)
+    fixed = lines is not None and tiles is not None and line_bytes is not None
+    block, strip, parts = _fixed(s, depth, panels) if fixed else _symbolic(s, depth, panels)
+    few = as_int(parts)
+    group: Expr = apply("floordiv", s.panels + parts - 1, parts)
+    most = panels if few is None else -(-panels // few)
+    blocks = 1
+    most_tiles = as_int(poly_mul(strip, s.line_tiles))
+    if most_tiles is None and s.line_tiles is ONE and not s.whole_lines:
+        most_tiles = STRIP_TILES
+    rows = (most_tiles or STRIP_TILES) * s.mr
+    if as_int(s.depth) is not None and not s.copied and rows * depth * 4 > STRIP_BYTES:
+        blocks = max(1, -(-rows * depth * 4 // STRIP_BYTES))
+        most = min(most, max(1, SUMS_BYTES // (rows * s.nr * 4)))
+        group = apply("min", group, most)
+    if as_int(s.panels) is None:
+        # Panels that are packed at run time: what a tile packs stays in L2.
+        most = min(panels, max(1, RESIDENT_BYTES // (depth * s.nr * 4)))
+        group = index(most)
+    return Blocking(block, strip, group, most, most_tiles, blocks)
+
+
+def _fixed(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
+    lines, tiles, line_bytes = as_int(s.lines), as_int(s.line_tiles), as_int(s.line_bytes)
+    assert lines is not None and tiles is not None and line_bytes is not None
+    if not lines:
+        return ONE, ONE, ONE
+    strip = max(1, STRIP_TILES // max(1, tiles))
+    if not s.copied:
+        k = min(depth, DEPTH)
+        strip = min(strip, max(1, STRIP_BYTES // max(1, tiles * s.mr * k * 4)))
+    most = max(1, WINDOW_BYTES // max(1, line_bytes)) if s.copied else strip
+    if s.whole_lines:
+        most = strip = lines
+    work = s.outer * lines * tiles * s.mr * panels * s.nr * depth
+    wanted = TILES if work > SMALL else 1
+    best = min(
+        (_traffic(s, depth, panels, strip, n, parts), n, parts)
+        for n, parts in _cuts(lines, most, panels, wanted, s.outer)
+    )
+    block = -(-lines // best[1])
+    strip = -(-block // -(-block // min(strip, block)))
+    return index(block), index(strip), index(best[2])
+
+
+def _cuts(lines: int, most: int, panels: int, wanted: int, outer: int) -> Iterator[tuple[int, int]]:
+    """Numbers of line blocks and of panel groups that give enough parallel tiles."""
+    fewest = -(-lines // most)
+    counts = {fewest, *(-(-lines // b) for b in range(1, min(most, lines) + 1))}
+    for n in sorted(c for c in counts if c >= fewest):
+        yield n, min(panels, max(1, -(-wanted // (n * outer))))
+
+
+def _traffic(s: Shape, depth: int, panels: int, strip: int, blocks: int, parts: int) -> float:
+    """Bytes moved from beyond L2, roughly, with a charge for tiles that are missing."""
+    lines, line_bytes = as_int(s.lines) or 0, as_int(s.line_bytes) or 0
+    block = -(-lines // blocks)
+    panel_bytes = panels * s.nr * depth * 4
+    strips = -(-block // strip)
+    if -(-panels // parts) * s.nr * depth * 4 <= RESIDENT_BYTES:
+        strips = 1
+    rows = (lines + blocks * s.halo) * line_bytes * (2 if s.copied else 1)
+    count = blocks * parts * s.outer
+    missing = max(1.0, TILES / count) ** 0.5
+    return (blocks * strips * panel_bytes + parts * rows) * missing + 2000 * count
+
+
+def _symbolic(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
+    """Blocks for one line or thousands: where few lines give too few tiles, panels are cut."""
+    if s.whole_lines:
+        block = strip = s.lines
+    elif s.line_tiles is ONE and not s.copied:
+        strips = apply("max", (s.lines + (STRIP_TILES - 1)) // STRIP_TILES, 1)
+        block = strip = apply("max", apply("floordiv", s.lines + strips - 1, strips), 1)
+    else:
+        strip = apply("max", apply("floordiv", STRIP_TILES, apply("max", s.line_tiles, 1)), 1)
+        block = strip
+        if s.copied:
+            fits = apply("floordiv", index(WINDOW_BYTES), apply("max", s.line_bytes, 1))
+            share = (s.lines + (TILES - 1)) // TILES
+            block = apply("max", apply("min", fits, share), 1)
+            strip = apply("min", strip, block)
+    count = apply("max", apply("floordiv", s.lines + block - 1, block), 1) * s.outer
+    wanted = apply("floordiv", count + (TILES - 1), count)
+    return block, strip, apply("min", wanted, panels)
+
+
+__all__ = ["K_BYTES", "Blocking", "Shape", "choose"]

@@ -1,0 +1,159 @@
+"""What a kernel's source was made for, as JSON: its definition, its arguments and their layouts.
+
+With it a kernel can be run by itself long after the model was compiled, and another source for the
+same arguments can be compared with the definition. Expressions are stored as a table of nodes in
+which every distinct one occurs once, children before parents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from onnxjit.codegen.canonical import canonical
+from onnxjit.codegen.emit_cpu import scratch_total
+from onnxjit.codegen.expr import Apply, Axis, Const, Dim, Expr, Load, Poly, Reduce
+from onnxjit.codegen.kernel import Kernel, Stage, TensorType
+from onnxjit.codegen.loops import LoopNest, Param
+from onnxjit.codegen.packing import Packing
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The interface of a compiled kernel: `kernel(ptrs, ints, scratch, begin, end)`.
+
+    `definition` says what it computes. `params` are the buffers behind `ptrs`, `dims` the sizes
+    behind `ints`; `layouts` gives the physical axis order of buffers that are not row-major, and a
+    buffer in `packings` is passed in packed form. `tiles` and `scratch` (bytes) are over the sizes.
+    """
+
+    definition: Kernel
+    params: tuple[Param, ...]
+    dims: tuple[str, ...]
+    layouts: Mapping[str, tuple[int, ...]]
+    packings: Mapping[str, Packing]
+    tiles: Expr
+    scratch: Expr
+
+
+def signature(kernel: Kernel, nest: LoopNest, layouts: Mapping[str, tuple[int, ...]]) -> Signature:
+    """The signature of `nest`, which was made for `kernel` under its standard names; `layouts` are
+    by the kernel's own names."""
+    same = canonical(kernel)
+    orders = {b: layouts[v] for b, v in same.buffers.items() if v in layouts}
+    packings = {p.buffer: p for p in nest.packings}
+    return Signature(
+        same.kernel, nest.params, nest.dims, orders, packings, nest.tiles, scratch_total(nest)
+    )
+
+
+def to_data(s: Signature) -> dict[str, Any]:
+    """A signature in JSON's types."""
+    table = _Writer()
+    k = s.definition
+    types = {b: [t.dtype, table.all(t.shape)] for b, t in k.types.items()}
+    stages = [[x.buffer, table.all(x.axes), table.add(x.value), table.all(x.index)]
+              for x in k.stages]  # fmt: skip
+    return {
+        "name": k.name,
+        "inputs": k.inputs,
+        "outputs": k.outputs,
+        "types": types,
+        "stages": stages,
+        "params": [[p.buffer, p.dtype, p.written] for p in s.params],
+        "dims": s.dims,
+        "layouts": dict(s.layouts),
+        "packings": [[getattr(p, f.name) for f in fields(p)] for p in s.packings.values()],
+        "tiles": table.add(s.tiles),
+        "scratch": table.add(s.scratch),
+        "nodes": table.nodes,
+    }
+
+
+def from_data(data: Mapping[str, Any]) -> Signature:
+    """The inverse of `to_data`."""
+    e = _read(data["nodes"])
+
+    def exprs(numbers: Sequence[int]) -> tuple[Any, ...]:
+        return tuple(e[n] for n in numbers)
+
+    kernel = Kernel(
+        data["name"],
+        tuple(data["inputs"]),
+        tuple(data["outputs"]),
+        tuple(Stage(b, exprs(axes), e[v], exprs(where)) for b, axes, v, where in data["stages"]),
+        {b: TensorType(dtype, exprs(shape)) for b, (dtype, shape) in data["types"].items()},
+    )
+    packings = [Packing(*map(_tuples, row)) for row in data["packings"]]
+    return Signature(
+        kernel,
+        tuple(Param(*row) for row in data["params"]),
+        tuple(data["dims"]),
+        {b: tuple(order) for b, order in data["layouts"].items()},
+        {p.buffer: p for p in packings},
+        e[data["tiles"]],
+        e[data["scratch"]],
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+class _Writer:
+    """The table of nodes, as it grows; a node is a tag, plain values and numbers of nodes."""
+
+    def __init__(self) -> None:
+        self.nodes: list[list[Any]] = []
+        self._numbers: dict[Expr, int] = {}
+
+    def all(self, exprs: Sequence[Expr]) -> list[int]:
+        return [self.add(e) for e in exprs]
+
+    def add(self, e: Expr) -> int:
+        if e not in self._numbers:
+            node = self._node(e)
+            self._numbers[e] = len(self.nodes)
+            self.nodes.append(node)
+        return self._numbers[e]
+
+    def _node(self, e: Expr) -> list[Any]:
+        if isinstance(e, Const):
+            # JSON has no infinities and no NaN.
+            return ["const", e.value.hex() if isinstance(e.value, float) else e.value, e.dtype]
+        if isinstance(e, Axis):
+            return ["axis", e.name, self.add(e.extent)]
+        if isinstance(e, Dim):
+            return ["dim", e.name]
+        if isinstance(e, Load):
+            return ["load", e.buffer, self.all(e.index), e.dtype]
+        if isinstance(e, Apply):
+            return ["apply", e.fn, self.all(e.args), e.dtype]
+        if isinstance(e, Poly):
+            return ["poly", [[self.all(atoms), c] for atoms, c in e.terms]]
+        assert isinstance(e, Reduce), f"a {type(e).__name__} is not part of a definition"
+        return ["reduce", e.fn, self.all(e.axes), self.add(e.body)]
+
+
+def _read(nodes: Sequence[Sequence[Any]]) -> list[Any]:
+    e: list[Any] = []
+    for tag, *row in nodes:
+        if tag == "const":
+            value, dtype = row
+            e.append(Const(float.fromhex(value) if isinstance(value, str) else value, dtype))
+        elif tag == "axis":
+            e.append(Axis(row[0], e[row[1]]))
+        elif tag == "dim":
+            e.append(Dim(row[0]))
+        elif tag == "load":
+            e.append(Load(row[0], [e[n] for n in row[1]], row[2]))
+        elif tag == "apply":
+            e.append(Apply(row[0], tuple(e[n] for n in row[1]), row[2]))
+        elif tag == "poly":
+            e.append(Poly(tuple((tuple(e[n] for n in atoms), c) for atoms, c in row[0])))
+        elif tag == "reduce":
+            e.append(Reduce(row[0], tuple(e[n] for n in row[1]), e[row[2]]))
+        else:
+            raise ValueError(f"no kind of expression: {tag!r}")
+    return e
