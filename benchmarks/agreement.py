@@ -13,9 +13,7 @@ import numpy as np
 from benchmarks import zoo
 from benchmarks.record import write
 from onnxjit.bench import load_onnxjit, load_onnxruntime
-from onnxjit.compare import difference
-
-TOLERANCE = 1e-4
+from onnxjit.bench.measure import TOLERANCE, distance
 
 
 def main(arguments: Namespace) -> None:
@@ -38,9 +36,3 @@ def main(arguments: Namespace) -> None:
     print(f"{len(rows) - len(wrong)} of {len(rows)} agree")
     write(arguments, {"tolerance": TOLERANCE, "rows": rows})
     raise SystemExit(bool(wrong))
-
-
-def distance(got: np.ndarray, want: np.ndarray) -> float:
-    """`difference`, infinite for another shape or dtype."""
-    same = got.shape == want.shape and got.dtype == want.dtype
-    return difference(got, want) if same else float("inf")

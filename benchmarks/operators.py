@@ -1,28 +1,28 @@
-"""Speed of single operators: the cases marked `bench` in their definitions, against onnxruntime."""
+"""Speed of single operators: the cases marked `bench` in their definitions, against peers."""
 
 from __future__ import annotations
 
 import tempfile
 from argparse import Namespace
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from benchmarks.agreement import distance
-from benchmarks.record import geometric_mean, write
+from benchmarks.record import Claims, write
 from onnxjit import operators as _operators  # noqa: F401  (fills the operator table)
-from onnxjit.bench import load_onnxjit, load_onnxruntime, take_turns
+from onnxjit.bench.measure import Row, measure, reason, summaries
 from onnxjit.operators.registry import Case, Operator, table
 
 OPSET = 21  # one that every onnxruntime in use knows
 
 
 def main(arguments: Namespace) -> None:
-    rows = []
+    claims = Claims(arguments)
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
     threads = arguments.threads[0]
     for row in table():
         if arguments.only and row.name not in arguments.only:
@@ -30,43 +30,40 @@ def main(arguments: Namespace) -> None:
         for case in (c for c in row.cases if c.bench):
             name = f"{row.name} {case.label}".strip()
             try:
-                result = measure(row, case, threads, arguments.seconds / 10)
-            except Exception as error:  # one that an engine lacks leaves the others
-                print(f"{name:<32} {str(error).splitlines()[0][:90]}", flush=True)
+                found = case_row(row, case, name, threads, claims.engines, arguments.seconds / 10)
+            except Exception as error:  # a defect of ours in one leaves the others
+                failed[name] = reason(error)
+                print(f"{name:<32} FAILED: {failed[name]}", flush=True)
                 continue
-            rows.append({"operator": name, **result})
-            times = "  ".join(
-                f"{e} {t['minimum'] * 1e6:10.1f} us" for e, t in result["engines"].items()
-            )
-            print(
-                f"{name:<32} {times}  ratio {result['ratio']:5.2f}  "
-                f"difference {result['difference']:.1e}",
-                flush=True,
-            )
-    mean = geometric_mean([row["ratio"] for row in rows])
-    print(f"geometric mean {mean:.3f} times onnxruntime over {len(rows)} cases")
-    write(arguments, {"threads": threads, "mean": mean, "rows": rows})
+            rows.append(found)
+            print(line(found), flush=True)
+    summary = summaries(rows)
+    for s in summary:
+        print(
+            f"geometric mean {s['mean']:.3f} times {s['peer']} over {s['models']} cases, worst "
+            f"{s['worst_ratio']:.2f} ({s['worst']})"
+        )
+    write(arguments, {"threads": threads, "summary": summary, "rows": rows, "failed": failed})
+    claims.settle(rows, failed)
 
 
-def measure(row: Operator, case: Case, threads: int, seconds: float) -> dict[str, Any]:
+def case_row(
+    row: Operator, case: Case, name: str, threads: int, engines: Sequence[str], seconds: float
+) -> Row:
     """One case as a model of one node."""
     model, feeds = model_of(row, case)
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "case.onnx")
         onnx.save(model, file)
-        loaded = {
-            "onnxjit": load_onnxjit(file, threads),
-            "onnxruntime": load_onnxruntime(file, threads),
-        }
-        calls = {name: one.bind(feeds) for name, one in loaded.items()}
-        pairs = zip(calls["onnxjit"](), calls["onnxruntime"](), strict=True)
-        error = max(distance(np.asarray(a), np.asarray(b)) for a, b in pairs)
-        timings = take_turns(calls, seconds)
-    return {
-        "difference": error,
-        "ratio": timings["onnxruntime"].minimum / timings["onnxjit"].minimum,
-        "engines": {name: asdict(t) for name, t in timings.items()},
-    }
+        return measure(file, feeds, threads, engines, seconds, label=name)
+
+
+def line(row: Row) -> str:
+    """One row of the table."""
+    times = "  ".join(f"{e} {t['minimum'] * 1e6:10.1f} us" for e, t in row["engines"].items())
+    ratio = f"ratio {row['ratios']['fastest']:5.2f}" if row["fastest"] else "no peer"
+    failed = "".join(f"  {name}: {why[-60:]}" for name, why in row["failures"].items())
+    return f"{row['model']:<32} {times}  {ratio}{failed}"
 
 
 def model_of(row: Operator, case: Case) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:

@@ -5,16 +5,18 @@ The time of one call is that of a loop of calls, divided by their number.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, save
 
 from benchmarks.record import write
-from onnxjit.bench import take_turns
+from onnxjit.bench import ENGINES, load_openvino, take_turns
 
 LOOP = 1000
 
@@ -49,7 +51,7 @@ def main(arguments: Namespace) -> None:
 
 
 def measure(model: ModelProto, seconds: float) -> dict[str, float]:
-    """Microseconds of one call, by way of calling."""
+    """Microseconds of one call, by way of calling; OpenVINO where it is installed."""
     import onnxruntime
 
     import onnxjit
@@ -64,6 +66,9 @@ def measure(model: ModelProto, seconds: float) -> dict[str, float]:
         "InferenceSession": lambda: session.run(None, feeds)[0],
         "onnxruntime": lambda: theirs.run(None, feeds)[0],
     }
+    infer = openvino_call(model, x)
+    if infer is not None:
+        calls["openvino"] = infer
     want = calls["onnxruntime"]()
     for name, call in calls.items():
         np.testing.assert_allclose(call(), want, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -72,9 +77,28 @@ def measure(model: ModelProto, seconds: float) -> dict[str, float]:
         "InferenceSession": _loop(lambda: session.run, lambda f: f(None, feeds)),
         "onnxruntime": _loop(lambda: theirs.run, lambda f: f(None, feeds)),
     }
+    if infer is not None:
+        loops["openvino"] = _loop(lambda: infer, lambda f: f())
     timings = take_turns(loops, seconds)
     empty = _empty_loop()
     return {name: max(0.0, (t.minimum - empty) / LOOP * 1e6) for name, t in timings.items()}
+
+
+def openvino_call(model: ModelProto, x: np.ndarray) -> Callable[[], Any] | None:
+    """A call of OpenVINO's that returns the output, on one thread."""
+    if ENGINES["openvino"].missing:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "chain.onnx")
+        save(model, path)
+        request = load_openvino(path, 1).model.create_infer_request()
+    feeds = {"x": x}
+
+    def call() -> Any:
+        request.infer(feeds, share_inputs=True)
+        return request.get_output_tensor(0).data
+
+    return call
 
 
 def _options(module: Any) -> Any:

@@ -1,53 +1,16 @@
-"""The machine that a measurement was made on, and the file that keeps it."""
+"""The file that keeps a measurement, with the machine that it was made on; and its verdicts."""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
-import math
-import platform
 from argparse import Namespace
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-_PACKAGES = ("onnxjit", "numba", "llvmlite", "numpy", "onnx", "onnxruntime", "openvino")
-_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
-
-
-def machine() -> dict[str, Any]:
-    """Processor, the instruction sets that matter here, cores, memory, versions, date."""
-    from onnxjit.codegen.target import host
-
-    model, flags = platform.processor() or platform.machine(), set[str]()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = set(value.split())
-    except OSError:
-        pass
-    target = host()
-    return {
-        "cpu": model,
-        "flags": [flag for flag in _FLAGS if flag in flags],
-        "cores": target.cores,
-        "caches": {"l1": target.l1, "l2": target.l2, "l3": target.l3},
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+from onnxjit.bench import against
+from onnxjit.bench.engines import wanted
+from onnxjit.bench.machine import machine
+from onnxjit.bench.measure import Row
 
 
 def write(arguments: Namespace, data: dict[str, Any]) -> None:
@@ -58,8 +21,45 @@ def write(arguments: Namespace, data: dict[str, Any]) -> None:
     print(f"written to {path}")
 
 
-def geometric_mean(values: Sequence[float]) -> float:
-    """The n-th root of the product; NaN of nothing."""
-    if not values:
-        return math.nan
-    return math.exp(sum(map(math.log, values)) / len(values))
+class Claims:
+    """What `--engine`, `--against` and `--assert` ask for, read before anything is measured."""
+
+    def __init__(self, arguments: Namespace) -> None:
+        try:
+            self.engines = wanted(arguments.engine)
+            self.earlier = None if arguments.against is None else against.load(arguments.against)
+            parsed = [against.parse(text) for text in arguments.asserted]
+        except (KeyError, ValueError) as error:
+            raise SystemExit(error.args[0]) from None
+        self.asserted = [one.text for one in parsed]
+        about_earlier = any(one.what == against.EARLIER for one in parsed)
+        if about_earlier and self.earlier is None:
+            raise SystemExit("an assertion about `against` needs --against")
+        if self.earlier is not None and not about_earlier:
+            self.asserted.append(f"{against.EARLIER}={against.ALLOWANCE}")
+
+    def settle(self, rows: Sequence[Row], failed: Mapping[str, str]) -> None:
+        """Print the comparison and the verdicts; SystemExit where an assertion does not hold,
+        onnxjit's outputs are nobody else's, or onnxjit failed."""
+        changes = []
+        if self.earlier is not None:
+            for text in against.other_machine(self.earlier, machine()):
+                print(f"the earlier result is of another machine: {text}")
+            changes = against.compare(rows, self.earlier)
+            for c in changes:
+                peers = "" if c.relative is None else f", {c.relative:.3f} relative to the peers"
+                print(f"{c.model:<28} {c.threads} {c.time:.3f} times as fast as before{peers}")
+        verdicts = against.judge(self.asserted, rows, changes)
+        for verdict in verdicts:
+            print(verdict)
+        for row in rows:
+            for name in row["disagree"]:
+                print(f"{row['model']}, {row['threads']} thread(s): {name} is left out: "
+                      f"{row['failures'][name]}")  # fmt: skip
+        differ = [row["model"] for row in rows if row["alone"]]
+        if differ:
+            print(f"no peer has the outputs that onnxjit has: {', '.join(differ)}")
+        if failed:
+            print(f"onnxjit failed on {', '.join(failed)}")
+        if differ or failed or not all(v.holds for v in verdicts):
+            raise SystemExit(1)

@@ -1,14 +1,11 @@
 """Whole processes: from their start to the first output, and their peak resident set.
 
-Three kinds take turns: onnxjit with an empty cache, onnxjit with a full one, onnxruntime. Medians.
+The kinds take turns: onnxjit with an empty cache, onnxjit with a full one, and each other engine.
+Medians. An engine that fails is an entry that says why.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from argparse import Namespace
@@ -19,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import zoo
+from benchmarks.processes import ChildError, child
 from benchmarks.record import write
 
 MODELS = ("resnet50", "bert_base_dyn")
+PEERS = ("onnxruntime", "openvino")
 MIB = 1 << 20
 
 
@@ -40,32 +39,41 @@ def main(arguments: Namespace) -> None:
                     f"child {facts['children'] / MIB:6.1f} MiB",
                     flush=True,
                 )
+            for kind, why in row["failures"].items():
+                print(f"  {kind:<14} {why}", flush=True)
     write(arguments, {"rows": rows})
 
 
 def measure(arguments: Namespace, name: str, threads: int) -> dict[str, Any]:
-    """Medians over rounds of the three kinds of process."""
+    """Medians over rounds of the kinds of process."""
     model = zoo.path(arguments.models, name)
     assert model is not None
+    failures = {}
     with tempfile.TemporaryDirectory() as folder:
         inputs = str(Path(folder) / "inputs.npz")
         np.savez(inputs, **zoo.inputs(arguments.models, name))
-        found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": [], "onnxruntime": []}
-        kinds = list(found)
+        found: dict[str, list[dict[str, Any]]] = {"cold": [], "warm": []}
         full = Path(folder) / "full"
-        first_output("onnxjit", model, inputs, threads, full)
+        child("onnxjit", model, inputs, threads, full)
         # A note of a file's key is believed once it is older than the resolution of time stamps.
         time.sleep(2.5)
-        first_output("onnxjit", model, inputs, threads, full)
-        first_output("onnxruntime", model, inputs, threads, full)
+        child("onnxjit", model, inputs, threads, full)
+        for peer in PEERS:
+            try:
+                child(peer, model, inputs, threads, full)
+            except ChildError as error:
+                failures[peer] = str(error)
+            else:
+                found[peer] = []
+        kinds = list(found)
         for number in range(arguments.rounds):
             for position in range(len(kinds)):
                 kind = kinds[(position + number) % len(kinds)]
                 if kind == "cold" and number >= 3:
                     continue  # seconds each, and they vary little
                 cache = Path(folder) / f"cold{number}" if kind == "cold" else full
-                engine = "onnxruntime" if kind == "onnxruntime" else "onnxjit"
-                found[kind].append(first_output(engine, model, inputs, threads, cache))
+                engine = kind if kind in PEERS else "onnxjit"
+                found[kind].append(child(engine, model, inputs, threads, cache))
     sums = [row["checksum"] for rows in found.values() for row in rows]
     if not np.allclose(sums, sums[0], rtol=1e-3):
         raise SystemExit(f"{name}: the outputs differ: {sums}")
@@ -79,22 +87,6 @@ def measure(arguments: Namespace, name: str, threads: int) -> dict[str, Any]:
                 "processes": len(rows),
             }
             for kind, rows in found.items()
-        }
+        },
+        "failures": failures,
     }
-
-
-def first_output(
-    engine: str, model: str, inputs: str, threads: int, cache: Path
-) -> dict[str, float]:
-    """One process: seconds from its start to its answer, and what it answers."""
-    environment = {**os.environ, "ONNXJIT_CACHE": str(cache), "ORT_DISABLE_TELEMETRY": "1"}
-    child = str(Path(__file__).with_name("child.py"))
-    command = [sys.executable, child, engine, model, inputs, str(threads)]
-    begin = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        seconds = time.perf_counter() - begin
-    if process.returncode:
-        raise SystemExit(f"{engine} failed on {model}")
-    return {"seconds": seconds, **json.loads(line)}

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from onnxjit import cli_bench_kernel, cli_cache, cli_inspect, cli_ops
+from onnxjit import cli_bench, cli_bench_kernel, cli_cache, cli_inspect, cli_ops
+from onnxjit.cli_inputs import feeds_for
 from onnxjit.cli_output import (
     FOUND,
     Dims,
@@ -22,15 +23,12 @@ from onnxjit.cli_output import (
     Model,
     Seed,
     Threads,
-    clean,
     compiling,
     errors,
     fail,
-    pairs,
     print_json,
     print_table,
     print_text,
-    sizes,
     spell_seconds,
 )
 
@@ -43,6 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_cache.app, name="cache")
 app.command("inspect")(cli_inspect.inspect)
+app.command("bench")(cli_bench.bench)
 app.command("ops")(cli_ops.ops)
 app.command("bench-kernel")(cli_bench_kernel.bench_kernel)
 
@@ -77,46 +76,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-def feeds_for(
-    inputs: Any, files: list[str] | None, dims: list[str] | None, seed: int
-) -> dict[str, np.ndarray]:
-    """Arrays for a model's inputs: the given files, and random ones for the others, whose free
-    dimensions are those of the files where they share a name."""
-    from onnxjit.bench import random_inputs
-
-    paths = pairs(files, "--input")
-    names = [v.name for v in inputs]
-    for name in paths:
-        if name not in names:
-            fail(f"the model has no input {name!r}; it has {', '.join(map(repr, names))}")
-    given = {name: _load(path) for name, path in paths.items()}
-    known = sizes(dims)
-    free = {d for v in inputs for d in v.shape if isinstance(d, str)}
-    for name in known:
-        if name not in free:
-            has = ", ".join(sorted(map(repr, free))) or "none"
-            fail(f"the model's inputs have no free dimension {name!r}; they have {has}")
-    for v in inputs:
-        if v.name in given and len(v.shape) == given[v.name].ndim:
-            for dim, extent in zip(v.shape, given[v.name].shape, strict=True):
-                if isinstance(dim, str):
-                    known.setdefault(dim, extent)
-    rest = random_inputs([v for v in inputs if v.name not in given], known, seed)
-    return {name: given[name] if name in given else rest[name] for name in names}
-
-
-def _load(path: str) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except OSError as error:
-        fail(f"cannot read {path!r}: {error.strerror}")
-    except (ValueError, EOFError):
-        fail(f"{path!r} is not a .npy file of numbers")
-    if not isinstance(array, np.ndarray):
-        fail(f"{path!r} holds several arrays; one .npy file holds one input")
-    return array
 
 
 def _compiled(model: str, threads: int | None) -> Any:
@@ -261,82 +220,6 @@ def _interface(graph: Any) -> list[Any]:
         return (d.text or None) if isinstance(d, DimExpr) else d
 
     return [TensorInfo(v.name, v.dtype, tuple(map(dim, v.shape or ()))) for v in graph.inputs]
-
-
-@app.command()
-def bench(
-    model: Model,
-    inputs: Inputs = None,
-    dim: Dims = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of every engine.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0.0, help="Time to spend on runs.")] = 3.0,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option("--engine", help="Only these: onnxjit, onnxruntime, openvino."),
-    ] = None,
-    kernels: Annotated[int, typer.Option(min=0, help="How many kernels to list.")] = 15,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Time a model, in turns with the other engines that are installed, and its kernels."""
-    from onnxjit.bench import ENGINES, engine_version, take_turns
-    from onnxjit.compare import difference
-
-    for name in engine or ():
-        if name not in ENGINES:
-            fail(f"--engine takes {', '.join(ENGINES)}, not {name!r}")
-        if engine_version(name) is None:
-            fail(f"{name} is not installed")
-    compiled = _compiled(model, threads)
-    feeds = feeds_for(compiled.inputs, inputs, dim, seed)
-    wanted = engine or [name for name in ENGINES if engine_version(name) is not None]
-    own = _call(compiled, feeds)
-    calls, far = {}, {}
-    for name in wanted:
-        try:
-            call = ENGINES[name](model, threads).bind(feeds)
-            pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(own, call(), strict=True)]
-        except Exception as error:  # whatever an engine raises: the others are timed all the same
-            if name == "onnxjit":
-                raise
-            errors.print(f"{name} cannot run the model: {clean(error)}", markup=False)
-            continue
-        calls[name] = call
-        if name != "onnxjit":
-            far[name] = max((difference(a, b) for a, b in pairs), default=0.0)
-    timings = take_turns(calls, seconds)
-    profile = compiled.profile(*[feeds[v.name] for v in compiled.inputs])
-    data: dict[str, Any] = {
-        "threads": threads,
-        "engines": [
-            {"engine": name, "version": engine_version(name), "minimum": t.minimum,
-             "median": t.median, "runs": t.runs, "difference": far.get(name)}
-            for name, t in timings.items()
-        ],
-        "kernels": [
-            {"name": r.name, "seconds": r.seconds, "share": r.share, "gflops": r.gflops,
-             "gbytes": r.gbytes}
-            for r in sorted(profile.rows, key=lambda r: -r.seconds)
-        ],
-    }  # fmt: skip
-    if as_json:
-        print_json(data)
-        return
-    rows = [
-        [name, engine_version(name), spell_seconds(t.minimum), spell_seconds(t.median), t.runs,
-         f"{far[name]:.1e}" if name in far else "-"]
-        for name, t in timings.items()
-    ]  # fmt: skip
-    columns = ["engine", "version", "minimum", "median", "runs", "difference"]
-    print_table(f"one run, {threads} thread(s)", columns, rows)
-    table = [
-        [k["name"], spell_seconds(k["seconds"]), f"{k['share'] * 100:.1f}",
-         f"{k['gflops']:.1f}", f"{k['gbytes']:.1f}"]
-        for k in data["kernels"][:kernels]
-    ]  # fmt: skip
-    if kernels:
-        columns = ["kernel", "time", "%", "GFLOP/s", "GB/s"]
-        print_table(f"the slowest of {len(profile.rows)} kernel steps", columns, table)
 
 
 @app.command()

@@ -189,6 +189,10 @@ class CompiledModel:
         """The steps, buffers and sizes that the runtime works through."""
         return self._artifact.plan
 
+    def plan_for(self, shapes: Shapes) -> Plan:
+        """The plan that runs inputs of these shapes: one of its own where they needed one."""
+        return self._artifacts.get(shapes, self._artifact).plan
+
     @property
     def kernels(self) -> Kernels:
         """The kernels by name, in running order: source, LLVM IR, assembly, rule, cost; and

@@ -100,12 +100,12 @@ def demonstrate(
 def _results(
     path: str, threads: int, seconds: float, progress: Callable[[str], None]
 ) -> list[Result]:
-    names = [name for name in ENGINES if engine_version(name) is not None]
+    names = [name for name, engine in ENGINES.items() if engine.always and not engine.missing]
     ready, loaded = {}, {}
     for name in names:
         progress(f"{'compiling' if name == 'onnxjit' else 'loading'} with {name}")
         begin = time.perf_counter()
-        loaded[name] = ENGINES[name](path, threads)
+        loaded[name] = ENGINES[name].load(path, threads)
         ready[name] = time.perf_counter() - begin
     feeds = random_inputs(loaded["onnxjit"].model.inputs)
     calls = {name: one.bind(feeds) for name, one in loaded.items()}
@@ -137,4 +137,4 @@ def _reference(path: str, feeds: dict[str, np.ndarray], own: np.ndarray) -> Resu
     want = np.asarray(next(iter(evaluator.run(None, feeds))))
     taken = time.perf_counter() - begin
     version = engine_version("onnx") or ""
-    return Result("onnx reference", version, ready, Timing(taken, taken, 1), difference(own, want))
+    return Result("onnx reference", version, ready, Timing.of([taken]), difference(own, want))

@@ -10,7 +10,8 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """One step of one run. `seconds` is wall time; `busy` is each thread's time in the kernel."""
+    """One step of one run. `seconds` is wall time; `busy` is each thread's time in the kernel;
+    `start` is in seconds after the run's first step began."""
 
     name: str
     kernel: str
@@ -20,6 +21,7 @@ class StepTime:
     tiles: int
     chunks: int
     busy: tuple[float, ...]
+    start: float = 0.0
 
     @property
     def gflops(self) -> float:
@@ -58,6 +60,7 @@ def host_record(name: str, function: str, start: int, end: int) -> Record:
 def step_times(records: Sequence[Record]) -> list[StepTime]:
     """Rows in the order in which the steps ran."""
     rows = []
+    first = min((int(r.times[0]) for r in records if len(r.names)), default=0)
     for record in records:
         steps = len(record.names)
         spans = record.times[: 2 * steps].reshape(steps, 2)
@@ -73,6 +76,7 @@ def step_times(records: Sequence[Record]) -> list[StepTime]:
                 int(record.tiles[i]),
                 int(record.chunks[i]),
                 tuple(busy[i].tolist()),
+                float(spans[i, 0] - first) * 1e-9,
             )
             for i in range(steps)
         ]

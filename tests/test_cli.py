@@ -149,14 +149,49 @@ def test_difference_sees_special_values() -> None:
     assert not row.same and "shape" in row.note
 
 
-def test_bench(path: str) -> None:
-    data = call_json("bench", path, "--seconds", "0", "--dim", "rows=8")
-    engines = {row["engine"]: row for row in data["engines"]}
+def test_bench(path: str, tmp_path: Path) -> None:
+    html, trace, kept = (tmp_path / name for name in ("page.html", "trace.json", "old.json"))
+    options = ["bench", path, "--seconds", "0", "--dim", "rows=8", "--engine", "onnxruntime"]
+    written = call(
+        *options, "--json", "--html", str(html), "--trace", str(trace), "--assert", "0.000001"
+    )
+    kept.write_text(written)
+    data = json.loads(written)
+    (row,) = data["rows"]
+    engines = row["engines"]
+    assert row["model"] == "model" and list(engines) == ["onnxjit", "onnxruntime"]
     assert engines["onnxruntime"]["difference"] < 1e-5
-    assert 0 < engines["onnxjit"]["minimum"] <= engines["onnxjit"]["median"]
-    assert {row["name"] for row in data["kernels"]} == {
-        row["name"] for row in call_json("inspect", path)["kernels"]
+    ours = engines["onnxjit"]
+    assert 0 < ours["minimum"] <= ours["lower"] <= ours["median"] <= ours["upper"]
+    assert {k["name"] for k in data["kernels"]["rows"]} == {
+        k["name"] for k in call_json("inspect", path)["kernels"]
     }
+    assert data["roofline"]["peaks"] and data["verdicts"][0]["holds"]
+    assert data["sizes"] == {"x": [8, 4]}
+    assert "onnxruntime" in html.read_text() and json.loads(trace.read_text())["traceEvents"]
+
+    text = call(*options, "--against", str(kept), "--assert", "against=0.000001")
+    assert "against the earlier result" in text and "% of roof" in text
+    assert "against=0.000001 holds" in text and "GFLOP/s float32" in text
+    text = call(*options, "--kernels", "0", "--assert", "onnxruntime=1000000", status=1)
+    assert "onnxruntime=1000000 FAILS" in text and "% of roof" not in text
+
+
+def test_bench_draws(path: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    png = tmp_path / "plots.png"
+    call("bench", path, "--seconds", "0", "--engine", "onnxruntime", "--png", str(png))
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_refuses(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in (
+        (["--engine", "tensorflow"], "no engine 'tensorflow'; there are onnxjit, onnxruntime"),
+        (["--assert", "fast"], "is no assertion"),
+        (["--assert", "against=1"], "needs --against"),
+        (["--against", str(tmp_path / "none.json")], "cannot read"),
+    ):
+        assert message in " ".join(refused(capsys, "bench", path, *options).split())
 
 
 def test_take_turns_rotates_the_order() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxjit.codegen.target import Target
 from onnxjit.graph import Graph
 from onnxjit.passes.fold_constants import fold_constants
+from onnxjit.passes.fold_scales import fold_scales
 from onnxjit.passes.fuse import fuse
 from onnxjit.passes.layouts import assign_layouts
 from onnxjit.passes.lower import lower, prune_program
@@ -13,6 +14,7 @@ from onnxjit.program import Program
 PIPELINE = (
     ("fuse", fuse),
     ("fold_constants", lambda p, target: fold_constants(prune_program(p))),
+    ("fold_scales", fold_scales),
     ("assign_layouts", assign_layouts),
 )
 

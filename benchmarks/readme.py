@@ -1,0 +1,161 @@
+"""The README's section of results: a table and plots made from `results/`, never by hand.
+
+`python -m benchmarks readme` writes it between the two marks, and headline.svg and
+headline-dark.svg beside the results; with `--check` it only says whether the text is what the
+results give. A file that is not there adds nothing; models.json is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxjit.bench import against
+from onnxjit.bench.machine import describe
+from onnxjit.bench.measure import Row, summaries
+
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+README = Path(__file__).parent.parent / "README.md"
+PLOTS = {"light": "headline.svg", "dark": "headline-dark.svg"}
+_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "openvino-bf16": "OpenVINO bf16",
+          "onnxjit": "onnxjit", "tract": "tract", "iree": "IREE", "tvm": "TVM", "torch": "PyTorch",
+          "torch-compiled": "PyTorch compiled"}  # fmt: skip
+
+
+def main(arguments: Namespace, readme: Path = README) -> None:
+    try:
+        text = section(arguments.results, readme.parent)
+        before, inside, after = parts(readme.read_text(encoding="utf-8"))
+    except ValueError as error:  # no results of this format, or no marks
+        raise SystemExit(str(error)) from None
+    if arguments.check:
+        if inside.strip() != text.strip():
+            raise SystemExit(f"{readme.name} is not what the results give: run without --check")
+        print(f"{readme.name} is up to date")
+        return
+    from onnxjit.bench.plots import headline_figure
+
+    rows = against.load(arguments.results / "models.json")["rows"]
+    for theme, name in PLOTS.items():
+        headline_figure(rows, rows[0]["threads"], arguments.results / name, theme)
+    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    print(f"written to {readme}")
+
+
+def parts(text: str) -> tuple[str, str, str]:
+    """What stands before, between and after the marks. Raises ValueError without them."""
+    before, begin, rest = text.partition(BEGIN)
+    inside, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README has no {BEGIN} and {END}")
+    return before, inside, after
+
+
+def section(results: Path, root: Path) -> str:
+    """The text between the marks. Raises ValueError (`ResultError`) without models.json of the
+    present format."""
+    data = against.load(results / "models.json")
+    rows: list[Row] = data["rows"]
+    folder = Path(results).resolve().relative_to(Path(root).resolve()).as_posix()
+    blocks = [
+        _headline(rows),
+        f'<picture>\n  <source media="(prefers-color-scheme: dark)" '
+        f'srcset="{folder}/{PLOTS["dark"]}">\n'
+        f'  <img alt="How many times as fast as its fastest peer onnxjit is, model by model" '
+        f'src="{folder}/{PLOTS["light"]}">\n</picture>',
+        _every_model(rows),
+        _others(results),
+        "\n".join(["Measured on:", "", *(f"- {line}" for line in describe(data["machine"]))]),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _headline(rows: Sequence[Row]) -> str:
+    found = summaries(rows)
+    lines = ["| threads | compared with | models | geometric mean | as fast or faster | least |",
+             "| ---: | --- | ---: | ---: | ---: | --- |"]  # fmt: skip
+    order = sorted(found, key=lambda s: (s["threads"], s["peer"] != "fastest"))
+    for s in order:
+        if s["peer"] == "fastest":
+            name, mean = "**the fastest peer of each model**", f"**{s['mean']:.2f}x**"
+        else:
+            name, mean = _NAMES.get(s["peer"], s["peer"]), f"{s['mean']:.2f}x"
+        lines.append(
+            f"| {s['threads']} | {name} | {s['models']} | {mean} | {s['faster']} of {s['models']} "
+            f"| {s['worst_ratio']:.2f}x `{s['worst']}` |"
+        )
+    return "\n".join(lines)
+
+
+def _every_model(rows: Sequence[Row]) -> str:
+    """A folded table for each number of threads: least times in ms."""
+    blocks = []
+    for threads in dict.fromkeys(row["threads"] for row in rows):
+        same = [row for row in rows if row["threads"] == threads]
+        engines = list(dict.fromkeys(e for r in same for e in [*r["engines"], *r["failures"]]))
+        head = " | ".join(_NAMES.get(e, e) for e in engines)
+        lines = [f"| model | {head} | to the fastest peer |",
+                 f"| --- | {' | '.join('---:' for _ in engines)} | ---: |"]  # fmt: skip
+        for row in sorted(same, key=lambda r: -r["ratios"].get("fastest", 0.0)):
+            cells = [_cell(row, engine) for engine in engines]
+            ratio = f"{row['ratios']['fastest']:.2f}x" if row["fastest"] else "-"
+            lines.append(f"| `{row['model']}` | {' | '.join(cells)} | {ratio} |")
+        count = f"{threads} thread{'s' if threads > 1 else ''}"
+        blocks.append(
+            f"<details><summary>Every model, {count}: least time of a run in ms</summary>\n\n"
+            + "\n".join(lines)
+            + "\n\n</details>"
+        )
+    return "\n\n".join(blocks)
+
+
+def _cell(row: Row, engine: str) -> str:
+    if engine in row["engines"]:
+        text = f"{row['engines'][engine]['minimum'] * 1e3:.3g}"
+        return f"**{text}**" if engine == "onnxjit" else text
+    return "differs" if engine in row["disagree"] else "fails"
+
+
+def _others(results: Path) -> str:
+    """Lines for the measurements beside the models' speed that are there."""
+    lines = []
+    if data := _read(results / "overhead.json"):
+        for row in data["rows"]:
+            times = ", ".join(f"{_NAMES.get(n, f'`{n}`')} {t:.1f} µs"
+                              for n, t in row["microseconds"].items())  # fmt: skip
+            lines.append(f"- A call of a model of {row['nodes']} tiny nodes: {times}.")
+    if data := _read(results / "startup.json"):
+        for row in (r for r in data["rows"] if r["threads"] == data["rows"][0]["threads"]):
+            times = ", ".join(f"{_STARTS.get(n, _NAMES.get(n, n))} {k['seconds']:.2f} s"
+                              for n, k in row["kinds"].items())  # fmt: skip
+            lines.append(f"- Process start to first output, `{row['model']}`: {times}.")
+    if data := _read(results / "memory.json"):
+        ratios = [
+            row["engines"]["onnxruntime"]["run"] / row["engines"]["onnxjit"]["run"]
+            for row in data["rows"]
+            if "onnxruntime" in row["engines"]
+            and row["engines"]["onnxjit"]["run"]
+            and row["engines"]["onnxruntime"]["run"]
+        ]
+        if ratios:
+            least = sum(ratio >= 1 for ratio in ratios)
+            lines.append(
+                f"- Memory that running adds to a loaded model: no more than ONNX Runtime's on "
+                f"{least} of {len(ratios)} models."
+            )
+    if data := _read(results / "shapes.json"):
+        lines.append(
+            f"- A shape not seen before costs {data['summary']['median'] * 1e3:.2f} ms beyond the "
+            f"run itself (`{data['rows'][0]['model']}`, median)."
+        )
+    return "\n".join(lines)
+
+
+_STARTS = {"cold": "onnxjit with an empty cache", "warm": "onnxjit with a full one"}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None

@@ -1,0 +1,177 @@
+"""`python -m benchmarks`: results, verdicts and the README's section, on a small model."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from bench_data import MACHINE, row, small_model
+
+from benchmarks import memory, readme
+from benchmarks.__main__ import main
+from benchmarks.processes import ChildError, child
+from onnxjit.bench.against import ResultError
+
+COMMITTED = Path(readme.__file__).parent / "results"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ONNXJIT_CACHE", str(tmp_path / "cache"))
+    small_model(tmp_path)
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> None:
+    options = ["--models", str(folder), "--results", str(folder / "results"), "--only", "small",
+               "--threads", "1", "--seconds", "0", "--engine", "onnxruntime"]  # fmt: skip
+    main([*arguments, *options])
+
+
+def test_models(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, "models", "--assert", "0.000001", "--assert", "worst:onnxruntime=0.000001")
+    path = folder / "results" / "models.json"
+    data = json.loads(path.read_text())
+    assert data["machine"]["cores"] >= 1 and not data["failed"]
+    (found,) = data["rows"]
+    assert found["model"] == "small" and found["fastest"] == "onnxruntime"
+    assert {s["peer"] for s in data["summary"]} == {"onnxruntime", "fastest"}
+    assert "0.000001 holds" in capsys.readouterr().out
+
+    kept = folder / "old.json"
+    path.rename(kept)
+    with pytest.raises(SystemExit) as stop:
+        run(folder, "models", "--against", str(kept), "--assert", "against=1000000")
+    assert stop.value.code == 1 and path.is_file()
+    text = capsys.readouterr().out
+    assert "times as fast as before" in text and "against=1000000 FAILS" in text
+
+
+def test_what_is_asked_for_is_checked_before_anything_runs(folder: Path) -> None:
+    for arguments, message in (
+        (["--assert", "fast"], "is no assertion"),
+        (["--assert", "against=1"], "needs --against"),
+        (["--against", str(folder / "none.json")], "cannot read"),
+        (["--engine", "tensorflow"], "no engine 'tensorflow'"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(folder, "models", *arguments)
+    assert not (folder / "results").exists()
+
+
+def test_a_model_that_onnxjit_refuses_leaves_the_others(folder: Path) -> None:
+    (folder / "broken.onnx").write_bytes(b"\x00\x01")
+    with pytest.raises(SystemExit) as stop:
+        run(folder, "models", "--only", "broken")
+    assert stop.value.code == 1
+    data = json.loads((folder / "results" / "models.json").read_text())
+    assert [r["model"] for r in data["rows"]] == ["small"]
+    (why,) = data["failed"].items()
+    assert why[0] == "broken, 1 thread(s)" and str(folder) not in why[1]
+
+
+def test_memory_and_a_process_of_its_own(folder: Path) -> None:
+    import numpy as np
+
+    monkeypatched = memory.ROUNDS
+    try:
+        memory.ROUNDS = 1
+        run(folder, "memory")
+    finally:
+        memory.ROUNDS = monkeypatched
+    data = json.loads((folder / "results" / "memory.json").read_text())
+    ours = data["rows"][0]["engines"]["onnxjit"]
+    assert ours["peak"] > 10 << 20 and ours["arena"] is not None
+    assert "onnxruntime" in data["rows"][0]["engines"]
+
+    np.savez(folder / "wrong.npz", other=np.zeros((1, 4), np.float32))
+    model, inputs = str(folder / "small.onnx"), str(folder / "wrong.npz")
+    with pytest.raises(ChildError, match="KeyError"):
+        child("onnxjit", model, inputs, 1, folder / "cache")
+
+
+def results(folder: Path) -> Path:
+    """A folder with results of every kind that the README knows."""
+    rows = [
+        row("fast", 1, 1e-3, onnxruntime=2e-3, openvino=3e-3),
+        row("slow", 1, 2e-3, onnxruntime=1e-3),
+        row("fast", 2, 1e-3, onnxruntime=1.5e-3),
+    ]
+    rows[1]["failures"]["openvino"] = "Conversion is failed"
+    rows[2]["failures"]["openvino"] = "its outputs differ"
+    rows[2]["disagree"] = ["openvino"]
+    seconds = {name: {"seconds": 0.5} for name in ("cold", "warm", "onnxruntime")}
+    runs = {"onnxjit": {"run": 1.0}, "onnxruntime": {"run": 2.0}}
+    files = {
+        "models": {"rows": rows},
+        "overhead": {"rows": [{"nodes": 2, "microseconds": {"CompiledModel": 1.25}}]},
+        "startup": {"rows": [{"model": "fast", "threads": 1, "kinds": seconds}]},
+        "memory": {"rows": [{"model": "fast", "engines": runs}]},
+        "shapes": {"summary": {"median": 0.001}, "rows": [{"model": "fast"}]},
+    }
+    made = folder / "benchmarks" / "results"
+    made.mkdir(parents=True)
+    for name, data in files.items():
+        (made / f"{name}.json").write_text(json.dumps({"machine": MACHINE, **data}))
+    return made
+
+
+def test_readme_is_made_from_the_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    made = results(tmp_path)
+    text = tmp_path / "README.md"
+    text.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    arguments = Namespace(results=made, check=True)
+    with pytest.raises(SystemExit, match="is not what the results give"):
+        readme.main(arguments, text)
+    readme.main(Namespace(results=made, check=False), text)
+    readme.main(arguments, text)
+    assert "is up to date" in capsys.readouterr().out
+    before, inside, after = readme.parts(text.read_text())
+    assert (before, after) == ("before\n", "\nafter\n")
+    # The fastest peer: 2.0 and 0.5 times on one thread, geometric mean 1.
+    headline = "| 1 | **the fastest peer of each model** | 2 | **1.00x** | 1 of 2 | 0.50x `slow` |"
+    assert headline in inside
+    assert "| 2 | ONNX Runtime | 1 | 1.50x | 1 of 1 | 1.50x `fast` |" in inside
+    assert "| `slow` | **2** | 1 | fails | 0.50x |" in inside
+    assert "| `fast` | **1** | 1.5 | differs | 1.50x |" in inside
+    assert "`CompiledModel` 1.2 µs" in inside and "onnxjit with an empty cache 0.50 s" in inside
+    assert "1 of 1 models" in inside and "costs 1.00 ms" in inside and "A Processor" in inside
+    for name in readme.PLOTS.values():
+        assert f"benchmarks/results/{name}" in inside and (made / name).is_file()
+
+
+def test_readme_says_what_it_needs(tmp_path: Path) -> None:
+    made = results(tmp_path)
+    with pytest.raises(ValueError, match="has no <!--"):
+        readme.parts("no marks")
+    (made / "models.json").write_text('{"rows": [{"model": "a", "ratio": 1.0}]}')
+    with pytest.raises(ResultError, match="it is not a result"):
+        readme.section(made, tmp_path)
+
+
+def test_the_readme_of_this_tree_is_what_its_results_give() -> None:
+    """Between the marks stands nothing, or what the command makes of the committed results."""
+    inside = readme.parts(readme.README.read_text(encoding="utf-8"))[1].strip()
+    assert not inside or inside == readme.section(COMMITTED, readme.README.parent).strip()
+
+
+def test_contractions_of_a_model(folder: Path) -> None:
+    import numpy as np
+
+    from benchmarks.contractions import contractions
+
+    model = str(folder / "small.onnx")
+    (found,) = contractions(model, {"x": np.zeros((7, 4), np.float32)})
+    assert (found.op, found.shapes, found.output) == ("MatMul", ((7, 4), (4, 3)), (7, 3))
+    assert found.constant == (False, True) and found.name == "MatMul 7x4 4x3 xw"
+    assert found.flops == 2 * 7 * 4 * 3 and found.bytes == 4 * (28 + 12 + 21)
+    run(folder, "contractions")
+    data = json.loads((folder / "results" / "contractions.json").read_text())
+    (measured,) = data["rows"]
+    assert measured["model"] == "MatMul 1x4 4x3 xw" and measured["count"] == 1
+    assert measured["gflops"] > 0 and measured["peak"] > 0 and measured["ratios"]["onnxruntime"] > 0
