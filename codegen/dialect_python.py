@@ -15,7 +15,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from onnxjit.codegen.dialect_table import DTYPES, GEMM_SIZE, PACK_SYMBOL, family_of
+from onnxjit.codegen.dialect_table import (
+    DEPTHWISE_SYMBOL,
+    DTYPES,
+    GEMM_SIZE,
+    PACK_SYMBOL,
+    family_of,
+)
 
 _NUMPY: dict[str, np.dtype[Any]] = {
     name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in DTYPES
@@ -291,6 +297,27 @@ def _gemm_rows(symbol: str) -> Callable[..., None]:
     return call
 
 
+def _depthwise(symbol: str) -> Callable[..., None]:
+    match = DEPTHWISE_SYMBOL.fullmatch(symbol)
+    assert match is not None
+    pixels, stride, dilation = (int(match[k] or 1) for k in ("t", "stride", "dilation"))
+
+    def call(
+        x: Buffer, x_index: int, row: int, pixel: int, rows: int,
+        w: Buffer, w_index: int, wrow: int, wtap: int, taps: int,
+        y: Buffer, y_index: int, ldy: int, n: int,
+    ) -> None:  # fmt: skip
+        for p in range(pixels):
+            total = np.zeros(int(n), _NUMPY[x.dtype])
+            for i in range(rows):
+                for j in range(taps):
+                    at = x_index + i * row + (p * stride + j * dilation) * pixel
+                    total += x.view(at, n) * w.view(w_index + i * wrow + j * wtap, n)
+            y.view(y_index + p * ldy, n)[:] = total
+
+    return call
+
+
 def _gemm(symbol: str) -> Callable[..., None]:
     match = GEMM_SIZE.search(symbol)
     assert match is not None
@@ -330,6 +357,7 @@ def _softmax(symbol: str) -> Callable[..., None]:
 
 _CALLS: dict[str, Callable[[str], Callable[..., None]]] = {
     "gemm": _gemm, "gemm_rows": _gemm_rows, "pack": _pack, "softmax": _softmax,
+    "depthwise": _depthwise,
 }  # fmt: skip
 
 _RANGED = {"floor": np.floor, "ceil": np.ceil, "round": np.rint, "trunc": np.trunc}
@@ -351,6 +379,7 @@ def _names() -> dict[str, Any]:
         "neg": _exact(np.negative), "abs": _exact(np.abs), "sign": _exact(np.sign),
         "min_": _exact(np.minimum), "max_": _exact(np.maximum), "pow": _power,
         "div": _division(_truncated, np.true_divide),
+        "divide_by": _division(_truncated, np.true_divide),
         "floordiv": _division(lambda a, b: a // b, lambda a, b: np.floor(a / b)),
         "mod_floor": _division(lambda a, b: a % b, _remainder),
         "mod_trunc": _division(lambda a, b: a - _truncated(a, b) * b, np.fmod),

@@ -14,6 +14,10 @@ GEMM_SIZE = re.compile(r"_(?:1to)?(?P<mr>\d+)x(?P<nr>\d+)_")
 """Rows and columns in the symbol of a GEMM tile."""
 
 PACK_SYMBOL = re.compile(r"pack_f32_(?P<nr>[1-9]\d*)_[a-z0-9]+")
+DEPTHWISE_SYMBOL = re.compile(
+    r"depthwise_f32_(?:(?P<t>[1-9]\d*)x[1-9]\d*s(?P<stride>[1-9]\d*)d(?P<dilation>[1-9]\d*)|border)"
+    r"_[a-z0-9]+"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,13 @@ FAMILIES: tuple[Family, ...] = (
         ("float32@", "int64", "int64", "int64", "float32@", "float32@"),
     ),
     Family("pack", PACK_SYMBOL, ("float32@", "int64", "int64", "int64", "float32@")),
+        "depthwise",
+        DEPTHWISE_SYMBOL,
+        (
+            "float32@", "int64", "int64", "int64", "float32@", "int64", "int64", "int64",
+            "float32@", "int64", "int64",
+        ),
+    ),
 )  # fmt: skip
 
 

@@ -334,8 +334,17 @@ class CpuPrinter(Printer):
         self.block(nest.body)
         return "\n".join(self.lines) + "\n"
 
+    def function(self, e: Apply) -> str:
+        if e.fn == "div" and e.dtype == "float32" and has_normal_reciprocal(e.args[1]):
+            return f"divide_by({self.expression(e.args[0])}, {self.expression(e.args[1])})"
+        return super().function(e)
+
     def header(self) -> str:
         return f"Schedule: {self.nest.rule}."
+
+
+def has_normal_reciprocal(e: Expr) -> bool:
+    return isinstance(e, Const) and 2.0**-120 < abs(e.value) < 2.0**120
 
 
 def scratch_bytes(count: Expr, dtype: str) -> Expr:

@@ -67,6 +67,11 @@ class Isa:
     register: str
 
 
+def runs(isa: Isa, target: Target) -> bool:
+    """Whether `target` can execute code for `isa`."""
+    return target.kind == "cpu" and isa.arch in (None, target.arch) and target.has(isa.features)
+
+
 # Best first: the first that a target has is the one that `select` draws from. The scalar rows are
 # four-lane vectors without assumptions, which LLVM turns into what the target has.
 ISAS: dict[str, Isa] = {
@@ -112,8 +117,7 @@ class MicroKernel:
 
     def runs_on(self, target: Target) -> bool:
         """Whether `target` can execute this row."""
-        arch = ISAS[self.isa].arch
-        return target.kind == "cpu" and arch in (None, target.arch) and target.has(self.features)
+        return runs(ISAS[self.isa], target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +225,10 @@ def step_cycles(isa: Isa, mr: int, vectors: int) -> float:
 
 def ir(symbol: str) -> str:
     """LLVM IR text that defines exactly `symbol`, without a triple. Raises KeyError as `row`."""
+    if symbol.startswith("depthwise_"):
+        from onnxjit.codegen import microkernel_depthwise
+
+        return str(microkernel_depthwise.module(symbol))
     packing = _PACK.fullmatch(symbol)
     if packing is not None:
         from onnxjit.codegen import microkernel_pack
@@ -344,11 +352,18 @@ def _reference(symbol: str) -> str:
     return gemm(1, isa.lanes, isa.name)
 
 
+def _runs_on(symbol: str, target: Target) -> bool:
+    if symbol.startswith("depthwise_"):
+        from onnxjit.codegen import microkernel_depthwise
+
+        return microkernel_depthwise.window(symbol).runs_on(target)
+    return row(_reference(symbol)).runs_on(target)
+
+
 def _parsed(symbol: str, target: Target) -> tuple[binding.TargetMachine, binding.ModuleRef]:
     from llvmlite import binding
 
-    kernel = row(_reference(symbol))
-    if not kernel.runs_on(target):
+    if not _runs_on(symbol, target):
         raise ValueError(f"{symbol} does not run on {target.triple} with {target.cpu} features")
     machine = target_machine(target, wide=True)
     module = binding.parse_assembly(ir(symbol))

@@ -9,6 +9,7 @@ from onnxjit.codegen.loops import LoopNest
 from onnxjit.codegen.schedule import cuda
 from onnxjit.codegen.schedule.attention import attention
 from onnxjit.codegen.schedule.contraction import contraction
+from onnxjit.codegen.schedule.depthwise import depthwise
 from onnxjit.codegen.schedule.pointwise import pointwise
 from onnxjit.codegen.schedule.reduction import reduction
 from onnxjit.codegen.schedule.request import Declined, Request
@@ -18,7 +19,7 @@ from onnxjit.codegen.schedule.winograd import winograd
 Rule = Callable[[Request], LoopNest]
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    "cpu": (winograd, contraction, pointwise, reduction, attention, rows),
+    "cpu": (winograd, contraction, pointwise, depthwise, reduction, attention, rows),
     "cuda": cuda.RULES,
 }
 

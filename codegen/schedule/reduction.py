@@ -21,6 +21,7 @@ from onnxjit.codegen.expr import (
     Axis,
     Const,
     Expr,
+    Load,
     Reduce,
     Var,
     apply,
@@ -33,7 +34,7 @@ from onnxjit.codegen.expr import (
 )
 from onnxjit.codegen.kernel import product
 from onnxjit.codegen.loops import Assign, For, If, Local, LoopNest, Stmt, Store, loop
-from onnxjit.codegen.scalar_functions import COMBINE, reduction_identity
+from onnxjit.codegen.scalar_functions import COMBINE, FUNCTIONS, reduction_identity
 from onnxjit.codegen.schedule.axes import (
     FlatStage,
     by_stride,
@@ -124,14 +125,31 @@ def scalar(r: Request, s: FlatStage, order: list[Axis]) -> LoopNest:
     inner = names[len(order) :]
     stmts, result = accumulate(red, inner)
     final = replace_node(value, red, result)
-    body: tuple[Stmt, ...] = (*stmts, Store(s.buffer, offset, final))
     outer = names[: len(order)]
     work = typical(product(a.extent for a in inner))
     split = len(outer)
     while split > 1 and typical(product(a.extent for a in outer[split:])) * work < GRAIN:
         split -= 1
-    nest, tiles = with_tiles(outer[:split], inner_loops(outer[split:], *body))
+    body: tuple[Stmt, ...]
+    if split < len(outer) and red.dtype == r.kernel.types[s.buffer].dtype and costly(final):
+        # The sums first: the function of them is then a loop of its own, which vectorises.
+        body = inner_loops(outer[split:], *stmts, Store(s.buffer, offset, result))
+        again = replace_node(value, red, Load(s.buffer, (offset,), red.dtype))
+        flat, rest = merge_axes(FlatStage(s.buffer, tuple(outer), offset, again), outer[split:])
+        rest, (offset, again) = rename(rest, [flat.offset, flat.value], "j")
+        body = (*body, *inner_loops(rest, Store(s.buffer, offset, again)))
+    else:
+        body = inner_loops(outer[split:], *stmts, Store(s.buffer, offset, final))
+    nest, tiles = with_tiles(outer[:split], body)
     return finish_nest(r, nest, tiles, "reduction: scalar accumulators")
+
+
+COSTLY = 15
+"""Functions from this cost on (exp, sigmoid, …) are worth a second pass over results in L1."""
+
+
+def costly(e: Expr) -> bool:
+    return any(isinstance(x, Apply) and FUNCTIONS[x.fn].cost >= COSTLY for x in walk(e))
 
 
 def replace_node(e: Expr, node: Expr, by: Expr) -> Expr:
@@ -251,8 +269,6 @@ def block(r: Request, s: FlatStage, order: list[Axis], lane: Axis) -> LoopNest:
 
 
 def _local(acc: Local, at: Expr) -> Expr:
-    from onnxjit.codegen.expr import Load
-
     return Load(acc.buffer, (at,), acc.dtype)
 
 

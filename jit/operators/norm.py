@@ -16,6 +16,7 @@ from onnxjit.codegen.tensor import (
     compute,
     elementwise,
     materialize,
+    pad_with,
     reduce,
     reduce_over,
 )
@@ -359,24 +360,40 @@ def _even_neighbours(x: np.ndarray) -> np.ndarray:
 def lrn(
     x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
 ) -> Tensor:
-    """Divides by a power of the mean square over neighbouring channels."""
+    """Divides by a power of the mean square over neighbouring channels.
+
+    The squares of a row of channels, with zeros on either side, are a stage of their own: every
+    sum then has the same number of terms, and is written out.
+    """
     wide = wide_dtype(x.dtype)
     before = (size - 1) // 2
+    data = cast_to(x, wide)
+    others = [0] * (x.rank - 2)
+    squares = pad_with(data * data, [0, before, *others], [0, size - 1 - before, *others], 0)
+    if size <= _WRITTEN_OUT:
+        row = materialize(squares, "squares")
 
-    def body(i: Index, r: Index) -> Expr:
-        c = i[1] + r[0] - before
-        inside = apply("logical_and", apply("le", index(0), c), apply("lt", c, x.shape[1]))
-        v = cast(x.at(i[0], c, *i[2:]), wide)
-        return apply("select", inside, v * v, 0)
+        def window(n: Expr, c: Expr, *at: Expr) -> Expr:
+            total = row.at(n, c, *at)
+            for k in range(1, size):
+                total = total + row.at(n, c + k, *at)
+            return total
 
-    total = reduce_over("sum", x.shape, (size,), body)
+        total = compute(x.shape, wide, window)
+    else:
+        total = reduce_over(
+            "sum", x.shape, (size,), lambda i, r: squares.at(i[0], i[1] + r[0], *i[2:])
+        )
 
     def at(v: Expr, s: Expr) -> Expr:
         base = s * (alpha / size) + bias
-        return apply("div", v, apply("pow", base, Const(beta, wide)))
+        return v * apply("pow", base, Const(-beta, wide))
 
-    return cast_to(elementwise(at, cast_to(x, wide), total), x.dtype)
+    return cast_to(elementwise(at, data, total), x.dtype)
 
+
+_WRITTEN_OUT = 16
+"""Most channels of a window whose sum is written out."""
 
 _EACH_CHANNEL = [0, 2, 3]
 

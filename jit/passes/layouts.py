@@ -9,7 +9,7 @@ conversion happens inside the kernels at the border of a region, through their i
 from __future__ import annotations
 
 from onnxjit.codegen.expr import ONE, Axis, Expr, Load, as_int, axes_of, loads
-from onnxjit.codegen.kernel import Kernel
+from onnxjit.codegen.kernel import Kernel, Stage
 from onnxjit.codegen.schedule.axes import coefficient, flat_offset, magnitude, typical
 from onnxjit.codegen.schedule.recognised import Recogniser
 from onnxjit.codegen.target import Target
@@ -61,9 +61,15 @@ def constant_layouts(
             continue
         for s in k.stages:
             t = k.types[s.buffer]
-            if t.rank == 0 or s.index:
+            if t.rank == 0:
                 continue
-            lane = s.axes[layouts.get(s.buffer, tuple(range(t.rank)))[-1]]
+            if s.index:
+                side = summed_side_by_side(s, k, layouts)
+                if side is None:
+                    continue
+                lane = side
+            else:
+                lane = s.axes[layouts.get(s.buffer, tuple(range(t.rank)))[-1]]
             for x in loads(s.value):
                 if x.buffer not in constants or x.buffer in frozen:
                     continue
@@ -75,6 +81,20 @@ def constant_layouts(
                     out[x.buffer] = (*(i for i in range(rank) if i != q), q)
                 frozen.add(x.buffer)
     return out
+
+
+def summed_side_by_side(s: Stage, k: Kernel, layouts: dict[str, Layout]) -> Axis | None:
+    """The reduced axis along which a value that is no constant of rank 1 is read contiguously."""
+    for red in s.reduces:
+        for x in loads(red.body):
+            t = k.types[x.buffer]
+            if t.rank < 2:
+                continue
+            offset = flat_offset(x.index, t, layouts.get(x.buffer))
+            for a in red.axes:
+                if coefficient(offset, a) is ONE:
+                    return a
+    return None
 
 
 def column_last(
@@ -106,10 +126,13 @@ def column_last(
 def inherited(k: Kernel, layouts: dict[str, Layout]) -> Layout | None:
     """The order in which the largest input is walked: output axes by their stride in its storage.
 
-    A transposition of a channels-last value therefore stays where its elements are.
+    A transposition of a channels-last value therefore stays where its elements are. Where no input
+    says it, the stage before the last one does: the transposed rows of a normalisation are written
+    as they are made.
     """
     final = k.stages[-1]
     best: tuple[int, Layout] | None = None
+    made = set(k.temporaries)
     for s in k.stages:
         if len(s.axes) != len(final.axes):
             continue
@@ -125,7 +148,12 @@ def inherited(k: Kernel, layouts: dict[str, Layout]) -> Layout | None:
                     order = layouts.get(x.buffer)
             if order is not None and (best is None or size > best[0]):
                 best = (size, order)
-    return best[1] if best is not None else None
+    if best is not None:
+        return best[1]
+    for x in loads(final.value):
+        if x.buffer in made and k.types[x.buffer].rank > 1:
+            return walked(x, final.axes, flat_offset(x.index, k.types[x.buffer]))
+    return None
 
 
 def walked(x: Load, axes: tuple[Axis, ...], offset: Expr) -> Layout | None:

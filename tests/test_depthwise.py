@@ -1,0 +1,117 @@
+"""Micro-kernels of depthwise convolutions against NumPy, with unreadable memory around them."""
+
+import ctypes
+
+import numpy as np
+import pytest
+from kernels_support import lower_model, model
+from onnx import helper
+from test_microkernels import Fenced
+
+from onnxjit.codegen import microkernel_depthwise as micro
+from onnxjit.codegen.microkernels import ISAS, object_code, runs
+from onnxjit.codegen.target import host, limited
+from onnxjit.runtime.link import link
+
+RUNNABLE = [isa for isa in ISAS if runs(ISAS[isa], host())]
+SHAPES = [(1, 1, 1, 1), (2, 3, 1, 1), (3, 3, 2, 1), (5, 5, 1, 2), (8, 3, 1, 1), (8, 7, 1, 1),
+          (4, 2, 4, 3), (7, 4, 3, 2)]  # fmt: skip
+
+
+def entry(symbol, isa):
+    library = link([object_code(symbol, limited(host(), isa) if isa != "neon" else host())])
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    kinds = (pointer, *[integer] * 3, pointer, *[integer] * 3, pointer, *[integer] * 2)
+    return library, ctypes.CFUNCTYPE(None, *kinds)(library.address(symbol))
+
+
+def check(symbol, isa, pixels, taps, stride, dilation, channels, rows):
+    library, function = entry(symbol, isa)
+    rng = np.random.default_rng(channels * 100 + taps)
+    columns = (pixels - 1) * stride + (taps - 1) * dilation + 1
+    gap, ldy = channels + 3, channels + 5
+    row = columns * gap + 7
+    x = Fenced(max(0, (rows - 1) * row + (columns - 1) * gap + channels), np.nan)
+    w = Fenced(max(0, (rows * taps - 1) * gap + channels), np.nan)
+    y = Fenced((pixels - 1) * ldy + channels, 777.0)
+    want = np.zeros((pixels, channels))
+    x.array[:] = rng.standard_normal(x.array.size)
+    w.array[:] = rng.standard_normal(w.array.size)
+    for p in range(pixels):
+        for i in range(rows):
+            for j in range(taps):
+                at = i * row + (p * stride + j * dilation) * gap
+                k = (i * taps + j) * gap
+                left = x.array[at : at + channels].astype(np.float64)
+                want[p] += left * w.array[k : k + channels]
+    step = gap if "border" not in symbol else gap * dilation
+    function(x.address, row, step, rows, w.address, taps * gap, gap, taps, y.address, ldy, channels)
+    for p in range(pixels):
+        got = y.array[p * ldy : p * ldy + channels]
+        np.testing.assert_allclose(got, want[p], rtol=1e-4, atol=1e-4)
+        assert (y.array[p * ldy + channels : (p + 1) * ldy] == 777.0).all()
+    assert (y.before == 777.0).all()
+    del library
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_pixels(isa, shape):
+    symbol = micro.depthwise(*shape, isa)
+    lanes = ISAS[isa].lanes
+    for channels in (lanes, lanes + 1, 4 * lanes + 3):
+        for rows in (0, 1, 3):
+            check(symbol, isa, *shape, channels, rows)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("taps", [1, 2, 5])
+def test_border(isa, taps):
+    lanes = ISAS[isa].lanes
+    for channels in (lanes, 4 * lanes, 9 * lanes + 1):
+        for rows in (0, 1, 4):
+            check(micro.border(isa), isa, 1, taps, 1, 2, channels, rows)
+
+
+@pytest.mark.parametrize(
+    "symbol",
+    [
+        "depthwise_f32_9x3s1d1_avx2",
+        "depthwise_f32_2x17s1d1_avx2",
+        "depthwise_f32_2x3s1d1_mmx",
+        "depthwise_f32_2x3_avx2",
+    ],
+)
+def test_unknown_symbols(symbol):
+    with pytest.raises(KeyError):
+        micro.window(symbol)
+
+
+def test_pixels_fit_the_registers():
+    for isa in ISAS:
+        for taps in range(1, micro.WIDEST + 1):
+            most = micro.most_pixels(isa, taps)
+            assert most == 1 or most + taps + 2 <= ISAS[isa].registers
+            for count in range(1, 40):
+                assert 1 <= micro.choose_pixels(count, isa, taps, 1) <= min(most, count)
+
+
+def test_rule_takes_channels_last_and_says_why_not():
+    """Channels-last data goes to the micro-kernel; too few channels for a vector do not."""
+
+    def rules(channels):
+        w = np.ones((channels, 1, 3, 3), np.float32)
+        mix = np.ones((channels, channels, 1, 1), np.float32)
+        nodes = [
+            helper.make_node("Conv", ["x", "mix"], ["m"]),
+            helper.make_node("Conv", ["m", "w"], ["y"], group=channels, pads=[1] * 4),
+            helper.make_node("Conv", ["y", "mix"], ["z"]),
+        ]
+        inputs = {"x": ("float32", (1, channels, 6, 6))}
+        low = lower_model(model(nodes, inputs, ["z"], {"w": w, "mix": mix}))
+        return {c.nest.rule: c.nest.declined for c in low.generated.scheduled}
+
+    assert "depthwise" in rules(24)
+    few = rules(3)
+    assert "depthwise" not in few
+    assert any(rule == "depthwise" for d in few.values() for rule, _ in d), few
