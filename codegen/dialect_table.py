@@ -48,6 +48,7 @@ FAMILIES: tuple[Family, ...] = (
         ("float32@", "int64", "int64", "int64", "float32@", "float32@"),
     ),
     Family("pack", PACK_SYMBOL, ("float32@", "int64", "int64", "int64", "float32@")),
+    Family(
         "depthwise",
         DEPTHWISE_SYMBOL,
         (
