@@ -6,9 +6,8 @@
     c[i*ldc + j] = C[i, j]      (+= where `more` is not 0)
 
 The mr * nr block of C stays in vector registers through all segments. With each step of k the next
-cache lines from `ahead` on are prefetched into L2: one, or as many as B has where few rows leave
-each line of B little to do. The IR goes to the code generator without
-optimisation passes, so what is written here is what runs:
+cache lines from `ahead` on are prefetched into L2, as many as B has. The IR goes to the code
+generator without optimisation passes, so what is written here is what runs:
 
 - Row addresses are one moving pointer plus a loop-invariant offset. On x86 an address is base +
   index * {1, 2, 4, 8}, so the odd multiples of the row stride reach every row: seven index

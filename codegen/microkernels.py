@@ -14,7 +14,7 @@ channels-last rows is a segment per (kh) with run KW*C, or per (kh, kw) with run
 stride between output pixels. B is packed [k][nr] and zero padded. With no segment, or run 0,
 nothing is read and the sum is zero. Nothing outside the elements named above is touched; the only
 alignment needed is that of the elements (B and C run best on 64 bytes). `ahead` is a hint: with
-each of the nseg * run steps a few cache lines are prefetched from there on, wherever it points.
+each of the nseg * run steps as much as a row of B is prefetched from there on, wherever it points.
 
     gemm_f32_1to{mr}x{nr}_{isa}
 
@@ -147,10 +147,6 @@ class Cover:
 _PACK = re.compile(r"pack_f32_([1-9]\d*)_([a-z0-9]+)")
 _SOFTMAX = re.compile(r"softmax_f32_([a-z0-9]+)")
 _SYMBOL = re.compile(r"gemm_([a-z0-9]+)_(1to)?([1-9]\d*)x([1-9]\d*)_([a-z0-9]+)")
-
-
-STREAMING_ROWS = 8
-"""A tile of so many rows is often the only one: it alone must prefetch all of B."""
 
 
 @cache
@@ -337,7 +333,7 @@ def _tile(kernel: MicroKernel, mr: int) -> Tile:
         fused=isa.fused,
         scaled_index=isa.scaled_index,
         register=isa.register if vectors > 1 or isa.lanes < 16 else "",
-        ahead=max(1, vectors * isa.lanes // 16) if mr <= STREAMING_ROWS else 1,
+        ahead=max(1, vectors * isa.lanes // 16),
     )
 
 

@@ -138,6 +138,7 @@ class AttentionNest(Blocks):
         size = as_int(step)
         conflict = size is not None and size > 0 and size % CONFLICT == 0 and self.mr > 8
         if coefficient(self.query, self.d) is ONE and not conflict:
+            self.query_buffer = self.source
             self.query_step = step
             self.query_at = substitute(self.query, {self.d: ZERO, **self.row_is(Var("m0"))})
             return ()
@@ -146,7 +147,7 @@ class AttentionNest(Blocks):
         most = self.mr * max(1, ROWS // self.mr)
         self.locals.append(Local("queries", FLOAT, index(most * self.depth), False))
         source = substitute(self.query, {self.d: k, **self.row_is(base + i)})
-        value = Load(self.query_buffer, (source,), FLOAT)
+        value = Load(self.source, (source,), FLOAT)
         stop = apply("min", poly_mul(self.last, self.height), self.m) - base
         self.query_step = index(self.depth)
         self.query_at = poly_mul(Var("m0") - base, index(self.depth))

@@ -58,7 +58,7 @@ class Blocks:
         self.batch = [axis(a) for a in found.batch]
         self.row = axis(found.row) if found.row is not None else None
         self.column, self.key, self.d = axis(found.column), axis(found.key), axis(found.depth)
-        self.query, self.query_buffer = name(found.query.index[0]), found.query.buffer
+        self.query, self.source = name(found.query.index[0]), found.query.buffer
         self.keys, self.key_buffer = name(found.keys.index[0]), found.keys.buffer
         self.values, self.value_buffer = name(found.values.index[0]), found.values.buffer
         self.score, self.result = name(found.score), name(found.result)

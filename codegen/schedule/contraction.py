@@ -64,8 +64,9 @@ from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
 from onnxjit.codegen.schedule.reduction import replace_node
 from onnxjit.codegen.schedule.request import Request
 
-LINE = 16
-"""Elements of a cache line."""
+AHEAD = 4096
+"""Elements of a panel that are prefetched ahead of the product, 16 KB: enough for memory's latency,
+and still in L2 when their turn comes."""
 
 
 class ContractionNest(Operands):
@@ -219,7 +220,7 @@ class ContractionNest(Operands):
         acc_at = poly_mul(slot, index(self.mr * self.nr))
 
         m0, rows = Var("m0"), Var("rows")
-        body: tuple[Stmt, ...] = self.compute(x, k, at, acc_at)
+        body: tuple[Stmt, ...] = self.compute(x, k, acc_at)
         finish = self.epilogue(m0, rows if self.cover.uneven else index(self.mr), acc_at)
         if k.last is not None:
             finish = (If(k.last, finish),)
@@ -288,19 +289,11 @@ class ContractionNest(Operands):
         packed = (self.packing,) if self.packing is not None else ()
         return replace(result, packings=packed)
 
-    def compute(self, x: Operand, k: KBlocks, at: Expr, acc_at: Expr) -> tuple[Stmt, ...]:
+    def compute(self, x: Operand, k: KBlocks, acc_at: Expr) -> tuple[Stmt, ...]:
         """The micro-kernel call of one row tile and block of k."""
         m0, rows = Var("m0"), Var("rows")
         base = substitute(x.base, {self.mi: m0}) if self.mi is not None else x.base
         y = self.y_panel + (k.depth_offset + k.start) * self.nr
-        steps = poly_mul(k.segments, k.run)
-        following = y + steps * self.nr
-        if k.depth_blocks > 1:
-            other = substitute(self.y_panel, {Var("panel"): Var("panel") + 1})
-            last_in_depth = apply("eq", Var("kp"), k.loops[-1][1] - 1)
-            following = apply("select", last_in_depth, other + k.depth_offset * self.nr, following)
-        # Every call prefetches `steps` lines; four of them reach two blocks ahead.
-        share = poly_mul(apply("min", at, 3), steps * LINE)
         arguments = (
             Address(x.buffer, base + k.depth_start + k.shift),
             x.step,
@@ -311,7 +304,7 @@ class ContractionNest(Operands):
             Address("acc", acc_at),
             index(self.nr),
             k.more,
-            Address(self.y_buffer, following + share),
+            Address(self.y_buffer, y + AHEAD),
         )
         main, tail = self.cover.main, self.cover.tail
         if main.any_rows:

@@ -7,9 +7,8 @@ block of k after the other:
     for strip: for depth block: for panel: for block of k: for row tile: micro-kernel
 
 so a block of a panel stays in L1 while all row tiles of the strip use it, the rows of the strip
-(in one depth block) stay in L2, and each panel is streamed from memory once per strip. While one
-block is at work, its calls prefetch the next. See Goto and van de Geijn, "Anatomy of
-High-Performance Matrix Multiplication" (2008).
+(in one depth block) stay in L2, and each panel is streamed from memory once per strip. See Goto and
+van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 """
 
 from __future__ import annotations
