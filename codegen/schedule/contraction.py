@@ -76,6 +76,7 @@ class ContractionNest(Operands):
         self.r, self.c = r, c
         self.locals: list[Local] = []
         self.notes: list[str] = []
+        self.symbols: list[str] = []
         self.names: dict[Expr, Expr] = {}
 
     def axis(self, a: Axis) -> Axis:
@@ -274,7 +275,7 @@ class ContractionNest(Operands):
             f"({to_text(self.strip)} at a time) and {to_text(self.group)} panels, k in "
             f"{self.blocking.depth_blocks} blocks"
         )
-        sizes: dict[Expr, Expr] = dict(self.sizes)
+        sizes: dict[Expr, Expr] = {var: value for var, value in self.sizes.items()}
         self.locals = [replace(x, count=substitute(x.count, sizes)) for x in self.locals]
         main, tail = self.cover.main, self.cover.tail
         result = finish_nest(
@@ -283,7 +284,7 @@ class ContractionNest(Operands):
             tiles,
             "contraction: window" if self.c.window is not None else "contraction",
             locals=tuple(self.locals),
-            symbols=(main.symbol, *((tail.symbol,) if tail is not None else ())),
+            symbols=(main.symbol, *((tail.symbol,) if tail is not None else ()), *self.symbols),
             notes=(note, *self.notes),
         )
         packed = (self.packing,) if self.packing is not None else ()
@@ -341,7 +342,9 @@ class ContractionNest(Operands):
 
         n = as_int(self.ni.extent)
         if n is None:
-            return loops_(apply("min", index(nr), self.ni.extent - n0))
+            # A constant number of columns where there are as many: it decides the vector width.
+            left = self.ni.extent - n0
+            return (If(apply("le", index(nr), left), loops_(index(nr)), loops_(left)),)
         rest = n % nr
         if not rest:
             return loops_(index(nr))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
     ONE,
     ZERO,
@@ -25,6 +26,8 @@ from onnxjit.codegen.expr import (
 )
 from onnxjit.codegen.kernel import TensorType, product, rename_axes
 from onnxjit.codegen.loops import (
+    Address,
+    Call,
     For,
     If,
     Local,
@@ -70,6 +73,8 @@ class Operands:
     c: Contraction
     locals: list[Local]
     notes: list[str]
+    symbols: list[str]
+    cover: microkernels.Cover
     names: dict[Expr, Expr]
     outer: list[Axis]
     row: Axis | None
@@ -238,6 +243,8 @@ class Operands:
         for a in k_axes:
             k = poly_mul(k, a.extent) + a
         mi = self.mi if self.mi is not None else ZERO
+        start: Expr
+        stop: Expr
         if self.row is not None:
             start, stop = ZERO, extent
             count = poly_mul(self.block, extent)
@@ -317,7 +324,18 @@ class Operands:
             stop: Expr = index(self.nr)
         else:
             stop = limit
-        if contiguous:
+        (k, *more) = ordered
+        if not contiguous and not more and coefficient(offset, k) is ONE:
+            # Columns that are contiguous along k: transposed in registers.
+            isa = self.cover.main.isa
+            symbol = microkernels.pack(self.nr, isa)
+            self.symbols.append(symbol)
+            here = substitute(offset, {self.ni: Var("panel") * self.nr, k: ZERO})
+            stride = coefficient(offset, self.ni)
+            assert stride is not None
+            panel = Address("packed", poly_mul(local, depth) * self.nr)
+            loops_ = (Call(symbol, (Address(y.buffer, here), stride, stop, depth, panel)),)
+        elif contiguous:
             loops_ = (For(j, ZERO, stop, fill),)
             if stop is not j.extent:
                 loops_ = (*loops_, For(j, stop, j.extent, edge))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -66,9 +67,7 @@ def fold_scales(p: Program, target: Target) -> Program:
         if not all(np.isfinite(a).all() for a in made.values()):
             calls.append(c)
             continue
-        result: Expr = rewrite(
-            found.red, lambda x, w=weights, f=found: w if x is f.weights else None
-        )
+        result: Expr = rewrite(found.red, partial(swapped, found.weights, weights))
         if found.bias is not None:
             number += 1
             axes = sorted(axes_of(found.bias), key=lambda a: a.name)
@@ -81,6 +80,11 @@ def fold_scales(p: Program, target: Target) -> Program:
     used = {v for c in calls for v in c.inputs} | set(p.outputs)
     kept = {v: a for v, a in constants.items() if v in used}
     return p.replace(calls=tuple(calls), constants=kept, types=types)
+
+
+def swapped(old: Expr, new: Expr, x: Expr) -> Expr | None:
+    """`new` in place of `old`, for `rewrite`."""
+    return new if x is old else None
 
 
 def affine(k: Kernel, constants: Mapping[str, np.ndarray]) -> Affine | None:
@@ -176,7 +180,7 @@ def computed(
 def with_top(k: Kernel, top: Expr, result: Expr, types: Mapping[str, TensorType]) -> Kernel:
     """The kernel with `top` of its last stage replaced."""
     last = k.stages[-1]
-    value = rewrite(last.value, lambda x: result if x is top else None)
+    value = rewrite(last.value, partial(swapped, top, result))
     stages = (*k.stages[:-1], replace(last, value=value))
     made = {s.buffer for s in stages}
     read = dict.fromkeys(x.buffer for s in stages for x in loads(s.value) if x.buffer not in made)
