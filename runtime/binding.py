@@ -23,6 +23,7 @@ from onnxjit.runtime.executor_source import (
     ROW,
     ROW_BYTES,
 )
+from onnxjit.runtime.results import Results
 from onnxjit.runtime.stages import Stage
 from onnxjit.runtime.threads import aligned
 
@@ -84,12 +85,13 @@ class Binding:
 class Slot:
     """Memory that one run uses at a time, and the contexts made over it."""
 
-    __slots__ = ("arena", "contexts", "scratch")
+    __slots__ = ("arena", "contexts", "results", "scratch")
 
     def __init__(self) -> None:
         self.arena = aligned(0)
         self.scratch = aligned(0)
         self.contexts: dict[Binding, Context] = {}
+        self.results = Results()
 
     def context(self, binding: Binding, constants: np.ndarray, pool: int) -> Context:
         """The context of a binding; growing the memory discards those of the old memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from onnxjit.runtime.executor_source import SYMBOLS
 from onnxjit.runtime.inputs import RELATIONS, AssumptionError, InputError, InputReader
 from onnxjit.runtime.plan import HostStep, Plan, PlanError, dtype_of
 from onnxjit.runtime.profile import Record, StepTime, host_record, step_times
+from onnxjit.runtime.results import LEAST, MOST
 from onnxjit.runtime.stages import stages_of
 from onnxjit.runtime.threads import MAX_THREADS, available_threads, pool
 
@@ -146,16 +148,26 @@ class Executable:
         outputs = [(binding.shapes[b], dtype_of(plan.buffers[b].dtype)) for b in plan.outputs]
         slots = self._slots[0]
         pop, push, empty = slots.pop, slots.append, np.empty
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in outputs]
+        large = any(LEAST <= n <= MOST for n in sizes)
 
-        if len(outputs) == 1:
+        if len(outputs) == 1 and not large:
             ((shape, dtype),) = outputs
 
-            def make() -> list[Any]:
+            def make(slot: Slot) -> list[Any]:
                 return [empty(shape, dtype)]
+        elif not large:
+
+            def make(slot: Slot) -> list[Any]:
+                return [empty(shape, dtype) for shape, dtype in outputs]
         else:
 
-            def make() -> list[Any]:
-                return [empty(shape, dtype) for shape, dtype in outputs]
+            def make(slot: Slot) -> list[Any]:
+                again = slot.results.array
+                return [
+                    again(k, shape, dtype, n) if LEAST <= n <= MOST else empty(shape, dtype)
+                    for k, ((shape, dtype), n) in enumerate(zip(outputs, sizes, strict=True))
+                ]
 
         def attempt(arguments: tuple[Any, ...]) -> list[Any] | None:
             try:
@@ -166,7 +178,7 @@ class Executable:
             if context is None or (call := context.call) is None:
                 context = slot.context(binding, self._addresses, self._pool.address)
                 call = context.enter_by(self._enter, inputs, plan.outputs)
-            results = make()
+            results = make(slot)
             done = call(arguments, results)
             push(slot)
             return results if done else None
