@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import onnxjit
 from onnxjit import cli
 from onnxjit.errors import OnnxJitError
+from onnxjit.passes import PIPELINE
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ LEVELS = {
     2: [],
     3: ["rule of relu_0"],
     4: ["source of relu_0"],
-    5: ["after lower", "after fuse", "after fold_constants", "after assign_layouts"],
+    5: ["after lower", *(f"after {name}" for name, _ in PIPELINE)],
     6: ["LLVM IR of relu_0", "assembly of relu_0"],
 }
 

@@ -109,6 +109,20 @@ def shape_of(m: onnx.ModelProto) -> list[int | str]:
     return [d.dim_param or d.dim_value for d in dims]
 
 
+def test_terms_without_axes() -> None:
+    m = model(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("HardSigmoid", ["c"], ["y"], alpha=0.25, beta=0.5),
+        ],
+        ["b", 3, 4, 4],
+        w=values(5, 3, 1, 1),
+    )
+    x = values(2, 3, 4, 4)
+    (want,) = ReferenceEvaluator(m).run(None, {"x": x})
+    np.testing.assert_allclose(onnxjit.compile(m)(x), want, rtol=2e-5, atol=2e-5)
+
+
 def test_a_factor_that_varies_along_the_rows_stays() -> None:
     m = model(
         [

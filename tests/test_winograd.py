@@ -52,7 +52,8 @@ def forced(algorithm: Algorithm, tiles: int = 6, group: int = 1) -> Callable[[Re
 
     def rule(r: Request) -> LoopNest:
         isa = microkernels.isa_of(r.target)
-        tile = next(t for t in microkernels.rows(isa) if t.nr == 16 and t.mr == 4)
+        narrow = [t for t in microkernels.rows(isa) if t.mr == 4 and t.nr <= 16]
+        tile = max(narrow, key=lambda t: t.nr)
         return WinogradNest(r, correlation(r), Choice(algorithm, tiles, tile, group, 0.0)).nest()
 
     return rule

@@ -77,6 +77,7 @@ class ContractionNest(Operands):
         self.locals: list[Local] = []
         self.notes: list[str] = []
         self.symbols: list[str] = []
+        self.k_split: dict[Expr, Expr] = {}
         self.names: dict[Expr, Expr] = {}
 
     def axis(self, a: Axis) -> Axis:
@@ -130,6 +131,7 @@ class ContractionNest(Operands):
         self.strip = self.block if same else self.size("strip", self.blocking.strip)
         self.group = self.size("group", self.blocking.group)
         operand, k_axes = self.row_operand(x, k_axes)
+        y = Load(y.buffer, (substitute(y.index[0], self.k_split),), y.dtype)
         self.columns_operand(y, k_axes)
         return self.assemble(operand)
 

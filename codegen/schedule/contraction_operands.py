@@ -74,6 +74,7 @@ class Operands:
     locals: list[Local]
     notes: list[str]
     symbols: list[str]
+    k_split: dict[Expr, Expr]
     cover: microkernels.Cover
     names: dict[Expr, Expr]
     outer: list[Axis]
@@ -151,7 +152,8 @@ class Operands:
         if not unit:
             if self.c.window is not None:
                 raise Declined("the window's channels are not contiguous")
-            buffer, offset, setup, k_axes = self.gather_rows(x, k_axes)
+            copied = self.transpose_rows(x, k_axes) or self.gather_rows(x, k_axes)
+            buffer, offset, setup, k_axes = copied
             step = coefficient(offset, self.mi) if self.mi is not None else ZERO
         assert step is not None
         run: Expr = ONE
@@ -233,6 +235,53 @@ class Operands:
             walk_order[-2:] = walk_order[-1:] + walk_order[-2:-1]
         setup = copy_loops([by_dim[d] for d in walk_order if d in by_dim], at, value)
         return "window", offset, setup
+
+    def transpose_rows(
+        self, x: Load, k_axes: list[Axis]
+    ) -> tuple[str, Expr, list[Stmt], list[Axis]] | None:
+        """Rows that are contiguous across, not along k (a 1x1 convolution of row-major data), are
+        transposed in registers: blocks of k one after the other, each with k contiguous. None
+        where that does not apply."""
+        (k, *more) = k_axes
+        depth = as_int(k.extent)
+        if more or self.mi is None or depth is None or depth % 16:
+            return None
+        stride = coefficient(x.index[0], k)
+        if stride is None or coefficient(x.index[0], self.mi) is not ONE:
+            return None
+        width = 32 if depth % 32 == 0 else 16
+        symbol = microkernels.pack(width, self.cover.main.isa)
+        self.symbols.append(symbol)
+        outer, inner = Axis("ko", index(depth // width)), Axis("ki", index(width))
+        self.k_split = {k: outer * width + inner}
+        first, last = self.block_vars()
+        start: Expr
+        stop: Expr
+        if self.row is not None:
+            start, stop, lines = ZERO, self.mi.extent, poly_mul(self.row - first, self.mi.extent)
+            count = poly_mul(self.block, self.mi.extent)
+        else:
+            start = poly_mul(first, self.height)
+            stop = apply("min", poly_mul(last, self.height), self.mi.extent)
+            lines = ZERO
+            count = self.block * self.mr
+        self.locals.append(Local("rows", "float32", poly_mul(count, index(depth)), stack=False))
+        block = poly_mul(outer, poly_mul(count, index(width)))
+        body: Stmt = Call(
+            symbol,
+            (
+                Address(x.buffer, substitute(x.index[0], {k: outer * width, self.mi: start})),
+                stride,
+                index(width),
+                stop - start,
+                Address("rows", block + lines * width),
+            ),
+        )
+        body = loop(outer, body)
+        if self.row is not None:
+            body = For(self.row, first, last, (body,))
+        self.notes.append("rows transposed into scratch")
+        return "rows", block + (lines + self.mi - start) * width + inner, [body], [outer, inner]
 
     def gather_rows(self, x: Load, k_axes: list[Axis]) -> tuple[str, Expr, list[Stmt], list[Axis]]:
         """Copies the tile's rows into scratch with k contiguous."""

@@ -174,7 +174,7 @@ def computed(
     kernel = Kernel("constant", inputs, ("result",), (stage,), types)
     with np.errstate(all="ignore"):
         (result,) = evaluate(kernel, {v: constants[v] for v in inputs})
-    return np.ascontiguousarray(result, np.float32)
+    return np.array(result, np.float32, order="C")  # keeps rank 0
 
 
 def with_top(k: Kernel, top: Expr, result: Expr, types: Mapping[str, TensorType]) -> Kernel:

@@ -1,0 +1,69 @@
+"""Operands that micro-kernels transpose on their way: rows and columns against float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernels_support import close, lower_model, model, run_program, sample
+from onnx import helper
+
+RNG = np.random.default_rng(5)
+
+
+def check(low, feeds: dict[str, np.ndarray], want: np.ndarray, note: str | None) -> None:
+    (got,) = run_program(low, feeds)
+    close(got, want.astype(np.float32))
+    notes = " ".join(n for c in low.generated.scheduled for n in c.nest.notes)
+    symbols = {s for c in low.generated.scheduled for s in c.nest.symbols}
+    if note is not None:
+        assert note in notes
+        assert any(s.startswith("pack_") for s in symbols)
+
+
+@pytest.mark.parametrize("channels", [5, 16, 48, 64, 608])
+@pytest.mark.parametrize("filters", [4, 33])
+@pytest.mark.parametrize("free", [False, True])
+def test_one_by_one_convolution_of_row_major_data(channels: int, filters: int, free: bool) -> None:
+    w, b = sample(RNG, "float32", (filters, channels, 1, 1)), sample(RNG, "float32", (filters,))
+    shape = ["n", channels, "h", "w"] if free else [2, channels, 5, 7]
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"])]
+    low = lower_model(model(nodes, {"x": ("float32", shape)}, ["y"], {"w": w, "b": b}))
+    sizes = [(2, 5, 7)] if not free else [(0, 3, 3), (1, 1, 1), (1, 13, 1), (3, 5, 29), (1, 17, 19)]
+    for n, h, wide in sizes:
+        x = sample(RNG, "float32", (n, channels, h, wide))
+        want = np.einsum("nchw,oc->nohw", x.astype(np.float64), w[:, :, 0, 0].astype(np.float64))
+        want += b[:, None, None]
+        note = None if channels % 16 else "rows transposed into scratch"
+        check(low, {"x": x}, want, note)
+
+
+@pytest.mark.parametrize("k", [16, 96, 21])
+def test_product_with_transposed_rows(k: int) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["t", "w"], ["y"]),
+    ]
+    w = sample(RNG, "float32", (k, 40))
+    low = lower_model(model(nodes, {"x": ("float32", ["n", k, "m"])}, ["y"], {"w": w}))
+    for n, m in [(1, 1), (2, 14), (1, 15), (3, 200), (2, 0)]:
+        x = sample(RNG, "float32", (n, k, m))
+        want = x.astype(np.float64).transpose(0, 2, 1) @ w
+        check(low, {"x": x}, want, None if k % 16 else "rows transposed into scratch")
+
+
+@pytest.mark.parametrize("k", [1, 15, 16, 64, 130])
+@pytest.mark.parametrize("free", [False, True])
+def test_product_with_columns_along_k(k: int, free: bool) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["b"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["a", "t"], ["y"]),
+    ]
+    for n, m, columns in [(2, 9, 33), (1, 1, 31), (3, 14, 64), (1, 29, 65)]:
+        shapes = {
+            "a": ("float32", ["n", "m", k] if free else [n, m, k]),
+            "b": ("float32", ["n", "c", k] if free else [n, columns, k]),
+        }
+        low = lower_model(model(nodes, shapes, ["y"]))
+        a, b = sample(RNG, "float32", (n, m, k)), sample(RNG, "float32", (n, columns, k))
+        want = a.astype(np.float64) @ b.astype(np.float64).transpose(0, 2, 1)
+        check(low, {"a": a, "b": b}, want, "tile" if k >= 16 else None)
