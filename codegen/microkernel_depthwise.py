@@ -56,9 +56,6 @@ class Window:
     stride: int
     dilation: int
 
-    def runs_on(self, target: Target) -> bool:
-        return runs(self.isa, target)
-
 
 @cache
 def window(symbol: str) -> Window:
@@ -136,7 +133,9 @@ class _Generator:
     def __init__(self, function: Any, spec: Window) -> None:
         from llvmlite import ir
 
-        self.ir, self.spec, self.function = ir, spec, function
+        from onnxjit.codegen import ir_loops
+
+        self.ir, self.loops, self.spec, self.function = ir, ir_loops, spec, function
         self.i64, self.i8 = ir.IntType(64), ir.IntType(8)
         self.build = ir.IRBuilder(function.append_basic_block("entry"))
         self.lanes = spec.isa.lanes
@@ -159,45 +158,22 @@ class _Generator:
         }
         start: Any = self.const(0)
         vectors = 4 // self.spec.pixels
+
+        def wide(c: Any, _: list[Any]) -> list[Any]:
+            self.step(c, vectors, y)
+            return []
+
+        def narrow(c: Any, _: list[Any]) -> list[Any]:
+            # The last vector ends where the channels do.
+            last = build.sub(n, self.const(self.lanes))
+            self.step(build.select(build.icmp_signed("<", c, last), c, last), 1, y)
+            return []
+
         if vectors > 1:
             stop = build.sub(n, self.const(vectors * self.lanes - 1))
-            start = self.channels(start, stop, vectors)
-        head = self.function.append_basic_block("channels")
-        body = self.function.append_basic_block("channel")
-        done = self.function.append_basic_block("done")
-        before = build.block
-        build.branch(head)
-        build.position_at_end(head)
-        c = build.phi(self.i64)
-        c.add_incoming(start, before)
-        build.cbranch(build.icmp_signed("<", c, n), body, done)
-        build.position_at_end(body)
-        last = build.sub(n, self.const(self.lanes))
-        at = build.select(build.icmp_signed("<", c, last), c, last)
-        self.step(at, 1, y)
-        c.add_incoming(build.add(at, self.const(self.lanes)), build.block)
-        build.branch(head)
-        build.position_at_end(done)
+            start, _ = self.loops.counted(build, start, stop, vectors * self.lanes, [], wide)
+        self.loops.counted(build, start, n, self.lanes, [], narrow)
         build.ret_void()
-
-    def channels(self, start: Any, stop: Any, vectors: int) -> Any:
-        """Steps of `vectors` vectors of channels from `start` on, while below `stop`."""
-        build = self.build
-        head = self.function.append_basic_block("wide.channels")
-        body = self.function.append_basic_block("wide.channel")
-        done = self.function.append_basic_block("wide.done")
-        before = build.block
-        build.branch(head)
-        build.position_at_end(head)
-        c = build.phi(self.i64)
-        c.add_incoming(start, before)
-        build.cbranch(build.icmp_signed("<", c, stop), body, done)
-        build.position_at_end(body)
-        self.step(c, vectors, self.function.args[8])
-        c.add_incoming(build.add(c, self.const(vectors * self.lanes)), build.block)
-        build.branch(head)
-        build.position_at_end(done)
-        return c
 
     def step(self, c: Any, vectors: int, y: Any) -> None:
         """All pixels of `vectors` vectors of channels from channel `c` on."""
@@ -212,7 +188,7 @@ class _Generator:
         before = build.block
         build.cbranch(build.icmp_signed(">", rows, self.const(0)), head, done)
         build.position_at_end(head)
-        xp, wp, left, *sums = self.phis([x, w, rows, *zeros], before)
+        xp, wp, left, *sums = self.loops.phis(build, [x, w, rows, *zeros], before)
         moved = self.row(xp, wp, list(sums), vectors)
         tail = build.block
         following = [
@@ -221,13 +197,11 @@ class _Generator:
             build.sub(left, self.const(1)),
             *moved,
         ]
-        for phi, value in zip((xp, wp, left, *sums), following, strict=True):
-            phi.add_incoming(value, tail)
+        self.loops.join((xp, wp, left, *sums), following, tail)
         build.cbranch(build.icmp_signed("!=", following[2], self.const(0)), head, done)
         build.position_at_end(done)
-        final = self.phis(zeros, before)
-        for phi, value in zip(final, moved, strict=True):
-            phi.add_incoming(value, tail)
+        final = self.loops.phis(build, zeros, before)
+        self.loops.join(final, moved, tail)
         for p in range(spec.pixels):
             for v in range(vectors):
                 build.store(final[p * vectors + v], self.lane(y, v), align=_FLOAT_BYTES)
@@ -266,7 +240,7 @@ class _Generator:
         before = build.block
         build.branch(head)
         build.position_at_end(head)
-        xp, wp, left, *accs = self.phis([x, w, taps, *sums], before)
+        xp, wp, left, *accs = self.loops.phis(build, [x, w, taps, *sums], before)
         moved = [
             build.call(self.fma, [self.load(xp, v), self.load(wp, v), accs[v]])
             for v in range(vectors)
@@ -277,8 +251,7 @@ class _Generator:
             build.sub(left, self.const(1)),
             *moved,
         ]
-        for phi, value in zip((xp, wp, left, *accs), following, strict=True):
-            phi.add_incoming(value, head)
+        self.loops.join((xp, wp, left, *accs), following, head)
         build.cbranch(build.icmp_signed(">", following[2], self.const(0)), head, done)
         build.position_at_end(done)
         return moved
@@ -297,14 +270,6 @@ class _Generator:
         pointer for each position."""
         kind = self.ir.FunctionType(self.ir.PointerType(), [self.ir.PointerType()])
         return self.build.asm(kind, "", "=r,0", [pointer], False)
-
-    def phis(self, values: list[Any], block: Any) -> list[Any]:
-        result = []
-        for value in values:
-            phi = self.build.phi(value.type)
-            phi.add_incoming(value, block)
-            result.append(phi)
-        return result
 
     def const(self, value: int) -> Any:
         return self.ir.Constant(self.i64, value)

@@ -28,6 +28,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from onnxjit.codegen.ir_loops import join, phis
+
 _F32 = ir.FloatType()
 _I8 = ir.IntType(8)
 _I32 = ir.IntType(32)
@@ -46,7 +48,6 @@ class Tile:
     of `sets`. `fused` asks for a single-rounding multiply-add (the target must have one), else
     LLVM may split it. `scaled_index` says that addresses are base + index * scale. `register` is
     the inline assembly constraint of a vector register, or "" to leave the order of steps to LLVM.
-    `ahead` lines are prefetched with each step of k.
     """
 
     mr: int
@@ -57,7 +58,11 @@ class Tile:
     fused: bool
     scaled_index: bool
     register: str
-    ahead: int
+
+    @property
+    def ahead(self) -> int:
+        """Cache lines that are prefetched with each step of k: as many as a row of B has."""
+        return max(1, self.nv * self.lanes * _FLOAT_BYTES // _LINE_BYTES)
 
 
 _ARGUMENTS = ("a", "rs", "segs", "nseg", "run", "b", "c", "ldc", "more", "ahead")
@@ -159,8 +164,8 @@ class _Generator:
         build.branch(blocks["start"])
 
         build.position_at_end(blocks["start"])
-        first = self.phis(zeros[: len(old)], entry)
-        self.join(first, old, blocks["old"])
+        first = phis(build, zeros[: len(old)], entry)
+        join(first, old, blocks["old"])
         first += zeros[len(old) :]
         empty = build.or_(
             build.icmp_signed("<=", nseg, _i64(0)), build.icmp_signed("<=", run, _i64(0))
@@ -168,7 +173,7 @@ class _Generator:
         build.cbranch(empty, blocks["store"], blocks["segment"])
 
         build.position_at_end(blocks["segment"])
-        seg, seg_ahead, seg_b, *seg_acc = self.phis([segs, ahead, b, *first], blocks["start"])
+        seg, seg_ahead, seg_b, *seg_acc = phis(build, [segs, ahead, b, *first], blocks["start"])
         offset = build.load(seg, align=8, typ=_I64)
         start = self.at(a, build.shl(offset, _i64(2)))
         steps_end = self.at(start, unrolled)
@@ -181,8 +186,8 @@ class _Generator:
         build.cbranch(stepped.again, blocks["steps"], blocks["tail"])
 
         build.position_at_end(blocks["tail"])
-        merged = self.phis(values, blocks["segment"])
-        self.join(merged, stepped.values, blocks["steps"])
+        merged = phis(build, values, blocks["segment"])
+        join(merged, stepped.values, blocks["steps"])
         at_end = build.icmp_unsigned("==", merged[0], run_end)
         build.cbranch(at_end, blocks["next"], blocks["step"])
 
@@ -190,18 +195,18 @@ class _Generator:
         build.cbranch(single.again, blocks["step"], blocks["next"])
 
         build.position_at_end(blocks["next"])
-        ended = self.phis(merged, blocks["tail"])
-        self.join(ended, single.values, blocks["step"])
+        ended = phis(build, merged, blocks["tail"])
+        join(ended, single.values, blocks["step"])
         _, next_ahead, next_b, *next_acc = ended
         next_seg = self.at(seg, _i64(8))
         heads = [seg, seg_ahead, seg_b, *seg_acc]
-        self.join(heads, [next_seg, next_ahead, next_b, *next_acc], blocks["next"])
+        join(heads, [next_seg, next_ahead, next_b, *next_acc], blocks["next"])
         again = build.icmp_unsigned("!=", next_seg, segs_end)
         build.cbranch(again, blocks["segment"], blocks["store"])
 
         build.position_at_end(blocks["store"])
-        final = self.phis(first, blocks["start"])
-        self.join(final, next_acc, blocks["next"])
+        final = phis(build, first, blocks["start"])
+        join(final, next_acc, blocks["next"])
         self.store(final, c, ldc)
         build.ret_void()
 
@@ -211,7 +216,7 @@ class _Generator:
         """Fill `block` with `steps` steps of k, entered from `before` with `values`."""
         build, tile = self.build, self.tile
         build.position_at_end(block)
-        heads = self.phis(values, before)
+        heads = phis(build, values, before)
         a, ahead, b = (self.hidden(head) for head in heads[:3])
         acc = list(heads[3:])
         size = tile.mr * tile.nv
@@ -246,7 +251,7 @@ class _Generator:
             self.at(ahead, _i64(steps * tile.ahead * _LINE_BYTES)),
             self.at(b, _i64(steps * self.b_step)),
         ]
-        self.join(heads, [*moved, *acc], block)
+        join(heads, [*moved, *acc], block)
         return _Loop([*moved, *acc], build.icmp_unsigned("!=", moved[0], end))
 
     def row(self, a: Any, i: int) -> Any:
@@ -298,19 +303,6 @@ class _Generator:
         kind = ir.FunctionType(_PTR, [_PTR, *(value.type for value in values)])
         constraint = "=r,0" + f",{letter}" * len(values)
         return self.build.asm(kind, "", constraint, [pointer, *values], False)
-
-    def phis(self, values: list[Any], block: ir.Block) -> list[Any]:
-        result = []
-        for value in values:
-            phi = self.build.phi(value.type)
-            phi.add_incoming(value, block)
-            result.append(phi)
-        return result
-
-    @staticmethod
-    def join(phis: list[Any], values: list[Any], block: ir.Block) -> None:
-        for phi, value in zip(phis, values, strict=True):
-            phi.add_incoming(value, block)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,12 @@ loop would store each element by itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
+
+from onnxjit.codegen.ir_loops import counted
 
 _F32 = ir.FloatType()
 _I32 = ir.IntType(32)
@@ -62,41 +65,26 @@ class _Generator:
                 row = _i64(v * lanes + i)
                 inside = build.icmp_signed("<", row, rows)
                 starts.append(self.at(src, build.mul(build.select(inside, row, last), stride)))
-            self.loop(_i64(0), whole, lanes, lambda k: self.block(starts, dst, v, k))  # noqa: B023
-            self.loop(whole, depth, 1, lambda k: self.step(starts, dst, v, k))  # noqa: B023
+            block, step = (partial(f, starts, dst, v) for f in (self.block, self.step))
+            counted(build, _i64(0), whole, lanes, [], block)
+            counted(build, whole, depth, 1, [], step)
         build.ret_void()
 
-    def loop(self, start: Any, stop: Any, step: int, body: Any) -> None:
-        """`for k in range(start, stop, step): body(k)`."""
-        build = self.build
-        before = build.block
-        head, inside, after = (
-            self.function.append_basic_block(n) for n in ("head", "inside", "after")
-        )
-        build.branch(head)
-        build.position_at_end(head)
-        k = build.phi(_I64)
-        k.add_incoming(start, before)
-        build.cbranch(build.icmp_signed("<", k, stop), inside, after)
-        build.position_at_end(inside)
-        body(k)
-        k.add_incoming(build.add(k, _i64(step)), build.block)
-        build.branch(head)
-        build.position_at_end(after)
-
-    def block(self, starts: list[Any], dst: Any, v: int, k: Any) -> None:
+    def block(self, starts: list[Any], dst: Any, v: int, k: Any, _: list[Any]) -> list[Any]:
         build = self.build
         lines = [build.load(self.at(s, k), align=4, typ=self.vector) for s in starts]
         for c, column in enumerate(self.transposed(lines)):
             build.store(column, self.column(dst, v, k, c), align=4)
+        return []
 
-    def step(self, starts: list[Any], dst: Any, v: int, k: Any) -> None:
+    def step(self, starts: list[Any], dst: Any, v: int, k: Any, _: list[Any]) -> list[Any]:
         build = self.build
         column = ir.Constant(self.vector, ir.Undefined)
         for i, s in enumerate(starts):
             x = build.load(self.at(s, k), align=4, typ=_F32)
             column = build.insert_element(column, x, ir.Constant(_I32, i))
         build.store(column, self.column(dst, v, k, 0), align=4)
+        return []
 
     def column(self, dst: Any, v: int, k: Any, c: int) -> Any:
         nr = self.panel.vectors * self.panel.lanes

@@ -24,6 +24,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from onnxjit.codegen.ir_loops import counted, join, phis
+
 _F32 = ir.FloatType()
 _I16 = ir.IntType(16)
 _I32 = ir.IntType(32)
@@ -105,12 +107,8 @@ class _Generator:
             end = build.block
             build.branch(after)
             build.position_at_end(after)
-            out = []
-            for old, value in zip(values, new, strict=True):
-                phi = build.phi(old.type)
-                phi.add_incoming(old, before)
-                phi.add_incoming(value, end)
-                out.append(phi)
+            out = phis(build, values, before)
+            join(out, new, end)
             return out
 
         def masked(where: Any) -> Any:
@@ -227,26 +225,7 @@ class _Generator:
 
     def loop(self, start: Any, stop: Any, step: int, values: list[Any], body: Any) -> list[Any]:
         """`for k in range(start, stop, step): values = body(k, values)`; the last values."""
-        build, before = self.build, self.build.block
-        head, inside, after = (self.block(n) for n in ("head", "inside", "after"))
-        build.branch(head)
-        build.position_at_end(head)
-        k = build.phi(_I64)
-        k.add_incoming(start, before)
-        carried = []
-        for v in values:
-            phi = build.phi(v.type)
-            phi.add_incoming(v, before)
-            carried.append(phi)
-        build.cbranch(build.icmp_signed("<", k, stop), inside, after)
-        build.position_at_end(inside)
-        new = body(k, carried)
-        k.add_incoming(build.add(k, _i64(step)), build.block)
-        for phi, v in zip(carried, new, strict=True):
-            phi.add_incoming(v, build.block)
-        build.branch(head)
-        build.position_at_end(after)
-        return carried
+        return counted(self.build, start, stop, step, values, body)[1]
 
     def block(self, name: str) -> ir.Block:
         return self.function.append_basic_block(name)

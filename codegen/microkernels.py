@@ -32,9 +32,9 @@ to 0.95. Pad the stride or pack A where there is a choice.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import ceil, hypot
 from typing import TYPE_CHECKING
 
@@ -221,24 +221,7 @@ def step_cycles(isa: Isa, mr: int, vectors: int) -> float:
 
 def ir(symbol: str) -> str:
     """LLVM IR text that defines exactly `symbol`, without a triple. Raises KeyError as `row`."""
-    if symbol.startswith("depthwise_"):
-        from onnxjit.codegen import microkernel_depthwise
-
-        return str(microkernel_depthwise.module(symbol))
-    packing = _PACK.fullmatch(symbol)
-    if packing is not None:
-        from onnxjit.codegen import microkernel_pack
-
-        lanes = row(_reference(symbol)).nr
-        panel = microkernel_pack.Panel(int(packing[1]) // lanes, lanes)
-        return str(microkernel_pack.module(symbol, panel))
-    if _SOFTMAX.fullmatch(symbol):
-        from onnxjit.codegen import microkernel_softmax
-
-        isa = ISAS[row(_reference(symbol)).isa]
-        vector = microkernel_softmax.Vector(isa.lanes, isa.fused, isa.name == "avx512")
-        return str(microkernel_softmax.module(symbol, vector))
-    return str(_module(row(symbol)))
+    return str(_kind(symbol)[1]())
 
 
 def assembly(symbol: str, target: Target) -> str:
@@ -333,33 +316,45 @@ def _tile(kernel: MicroKernel, mr: int) -> Tile:
         fused=isa.fused,
         scaled_index=isa.scaled_index,
         register=isa.register if vectors > 1 or isa.lanes < 16 else "",
-        ahead=max(1, vectors * isa.lanes // 16),
     )
 
 
-def _reference(symbol: str) -> str:
-    """The GEMM row that runs where `symbol` does. Raises KeyError as `row`."""
-    packing, softmaxing = _PACK.fullmatch(symbol), _SOFTMAX.fullmatch(symbol)
-    if packing is None and softmaxing is None:
-        return symbol
-    isa = ISAS.get(packing[2] if packing else softmaxing[1] if softmaxing else "")
-    if isa is None or (packing and int(packing[1]) % isa.lanes):
-        raise KeyError(f"{symbol!r} does not name a micro-kernel")
-    return gemm(1, isa.lanes, isa.name)
-
-
-def _runs_on(symbol: str, target: Target) -> bool:
+def _kind(symbol: str) -> tuple[Isa, Callable[[], ir_types.Module]]:
+    """The instruction set of a symbol, and what makes its module. Raises KeyError as `row`."""
     if symbol.startswith("depthwise_"):
         from onnxjit.codegen import microkernel_depthwise
 
-        return microkernel_depthwise.window(symbol).runs_on(target)
-    return row(_reference(symbol)).runs_on(target)
+        isa = microkernel_depthwise.window(symbol).isa
+        return isa, partial(microkernel_depthwise.module, symbol)
+    if match := _PACK.fullmatch(symbol):
+        from onnxjit.codegen import microkernel_pack
+
+        isa = _isa(symbol, match[2])
+        vectors, rest = divmod(int(match[1]), isa.lanes)
+        if rest:
+            raise KeyError(f"{symbol!r} does not name a micro-kernel")
+        panel = microkernel_pack.Panel(vectors, isa.lanes)
+        return isa, partial(microkernel_pack.module, symbol, panel)
+    if match := _SOFTMAX.fullmatch(symbol):
+        from onnxjit.codegen import microkernel_softmax
+
+        isa = _isa(symbol, match[1])
+        vector = microkernel_softmax.Vector(isa.lanes, isa.fused, isa.name == "avx512")
+        return isa, partial(microkernel_softmax.module, symbol, vector)
+    kernel = row(symbol)
+    return ISAS[kernel.isa], partial(_module, kernel)
+
+
+def _isa(symbol: str, name: str) -> Isa:
+    if name not in ISAS:
+        raise KeyError(f"{symbol!r} does not name a micro-kernel")
+    return ISAS[name]
 
 
 def _parsed(symbol: str, target: Target) -> tuple[binding.TargetMachine, binding.ModuleRef]:
     from llvmlite import binding
 
-    if not _runs_on(symbol, target):
+    if not runs(_kind(symbol)[0], target):
         raise ValueError(f"{symbol} does not run on {target.triple} with {target.cpu} features")
     machine = target_machine(target, wide=True)
     module = binding.parse_assembly(ir(symbol))

@@ -285,7 +285,7 @@ class WinogradNest:
         a, nr, group = self.a, self.nr, self.choice.group
         e, panel, rt, first = Var("e"), Var("panel"), Var("rt"), Var("pb") * group
         matrix = (panel * (a * a) + e) * (self.depth * nr)
-        # Every call prefetches a line with each of its `depth` steps: its share of the next matrix.
+        # Calls prefetch the next matrix, each from a line of `depth` steps further on.
         ahead = matrix + self.depth * nr + rt * (self.depth * LINE)
         call = Call(
             self.choice.tile.symbol,
