@@ -46,10 +46,11 @@ class HostCall:
 @dataclass(frozen=True, slots=True)
 class JoinCall:
     """A concatenation that is done when its parts are: each was stored in its place (see
-    `Program.places`), so there is nothing to run."""
+    `Program.places`), so there is nothing to run. `origin` is empty where a kernel makes a part."""
 
     inputs: tuple[str, ...]
     output: str
+    origin: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from onnxjit.codegen.expr import from_terms as _from_terms
 from onnxjit.codegen.kernel import Stage, TensorType, rename_axes
 from onnxjit.codegen.layout import Layout, strides
 
+
 def flat_offset(
     idx: Sequence[Expr], t: TensorType, layout: Layout | None = None, clamp: bool = True
 ) -> Expr:

@@ -12,7 +12,7 @@ as in a dense block, is nothing but a view of that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxjit.codegen.expr import ONE, Axis, Dim, Expr, Load, leaves, poly_mul
@@ -34,7 +34,7 @@ def join_in_place(p: Program, target: Target) -> Program:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The memory of one part of a joined value: strides by the stage's axes, and where it begins."""
+    """The memory of one part of a joined value: strides by its stage's axes, and its start."""
 
     stage: Stage
     steps: tuple[Expr, ...]
@@ -59,7 +59,6 @@ class _Joins:
         self.sizes: set[Expr] = {Dim(d.name) for d in p.dims if d.value in p.inputs}
         self.number = max((int(v[1:]) for v in self.types if v[1:].isdigit()), default=0)
         self.added: dict[int, Call] = {}
-        self.origins: dict[str, tuple[str, ...]] = {}
 
     def program(self) -> Program:
         for k in range(len(self.calls) - 1, -1, -1):
@@ -80,15 +79,15 @@ class _Joins:
         )
 
     def named(self, calls: Sequence[Call]) -> list[Call]:
-        """Concatenations that no kernel is left of are told of by the last one that makes a part."""
+        """Concatenations without a kernel count as work of the one that makes the last part."""
         out = list(calls)
         maker = {v: k for k, c in enumerate(out) for v in c.outputs}
-        for k, c in enumerate(out):
+        for c in calls:
             if isinstance(c, JoinCall):
                 last = maker[c.output] = max(maker[v] for v in c.inputs)
                 made = out[last]
-                if c.output in self.origins and isinstance(made, KernelCall):
-                    out[last] = replace(made, origin=(*made.origin, *self.origins[c.output]))
+                if isinstance(made, KernelCall):
+                    out[last] = replace(made, origin=(*made.origin, *c.origin))
         return out
 
     def join(self, k: int, c: KernelCall) -> None:
@@ -125,10 +124,9 @@ class _Joins:
                 {**c.kernel.types, **{v: self.types[v] for v in names}},
             )
             self.calls[k] = KernelCall(kernel, c.origin)
-        else:
-            self.origins[joined] = c.origin
         rest = iter(names)
-        self.added[k] = JoinCall(tuple(v or next(rest) for v in inputs), joined)
+        origin = () if left else c.origin
+        self.added[k] = JoinCall(tuple(v or next(rest) for v in inputs), joined, origin)
 
     def part(self, s: Stage, joined: str) -> Part | None:
         """Where a stage stores, when that is affine in its axes."""
@@ -198,7 +196,7 @@ class _Joins:
         rank = self.types[joined].rank
         steps: list[Expr | None] = [None] * rank
         inputs: list[str] = []
-        wanted: list[tuple[Place, tuple[Expr, ...]]] = []
+        found_at: list[tuple[Place, list[Expr]]] = []
         for s in c.kernel.stages:
             copied = whole_value(s, self.types)
             if copied is None or copied[0] not in self.places:
@@ -216,23 +214,22 @@ class _Joins:
                     steps[d] = own[found[0]]
                 origin.append(without(i, s.axes))
             inputs.append(v)
-            wanted.append((self.places[v], tuple(origin)))
+            found_at.append((self.places[v], origin))
         shape = self.types[joined].shape
         if any(step is None and d is not ONE for step, d in zip(steps, shape, strict=True)):
             return False
         layout = Strided(tuple(step or ONE for step in steps))
         starts = set()
-        for place, origin in wanted:
+        for place, begin in found_at:
             start = place.offset
-            for i, step in zip(origin, layout.steps, strict=True):
+            for i, step in zip(begin, layout.steps, strict=True):
                 start = start - poly_mul(i, step)
             starts.add(Place(place.base, start))
         if len(starts) != 1 or not self.fits(joined, layout):
             return False
         self.places[joined], self.layouts[joined] = starts.pop(), layout
         self.calls[k] = None
-        self.added[k] = JoinCall(tuple(inputs), joined)
-        self.origins[joined] = c.origin
+        self.added[k] = JoinCall(tuple(inputs), joined, c.origin)
         return True
 
 
@@ -247,7 +244,7 @@ def is_concatenation(k: Kernel) -> bool:
 
 
 def whole_value(
-    s: Stage, types: dict[str, TensorType]
+    s: Stage, types: Mapping[str, TensorType]
 ) -> tuple[str, Stage, tuple[Axis | None, ...]] | None:
     """The value that a stage copies as a whole, the stage with its axes split as the value's are,
     and which of them walks each of the value's axes (None where that has one element)."""

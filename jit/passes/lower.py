@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ from onnxjit.passes.late import (
     interpreted_call,
     unstored,
 )
-from onnxjit.program import DimSource, Guard, HostCall, KernelCall, Program
+from onnxjit.program import Call, DimSource, Guard, HostCall, KernelCall, Program
 
 FOLD_ELEMENTS = 65536
 """Constant results up to this size are computed while lowering; larger ones after fusion, when
@@ -349,10 +350,7 @@ class _Lowering:
         if fixed and self.fold(kernel, inputs):
             return
         left = tuple(v for v in kernel.outputs if v not in self.constants)
-        if left != kernel.outputs:
-            kept = prune(kernel.stages, left)
-            kernel = Kernel(kernel.name, used_inputs(kept, inputs), left, kept, kernel.types)
-        for part in separate(self.fold_stages(kernel)):
+        for part in separate(self.fold_stages(with_outputs(kernel, left))):
             self.calls.append(KernelCall(part, (str(node),)))
 
     def guard(self, trace: Trace, node: Node) -> None:
@@ -524,12 +522,23 @@ def dim_expression(d: Any) -> Expr:
 
 
 def prune_program(p: Program) -> Program:
-    """Drops calls and constants that no output needs."""
+    """Drops calls, outputs of kernels and constants that no output of the program needs."""
     need = set(p.outputs)
-    kept = []
+    kept: list[Call] = []
     for c in reversed(p.calls):
-        if need & set(c.outputs):
-            kept.append(c)
-            need |= set(c.inputs)
+        if not need & set(c.outputs):
+            continue
+        if isinstance(c, KernelCall):
+            c = replace(c, kernel=with_outputs(c.kernel, [v for v in c.outputs if v in need]))
+        kept.append(c)
+        need |= set(c.inputs)
     constants = {v: a for v, a in p.constants.items() if v in need}
     return p.replace(calls=tuple(reversed(kept)), constants=constants)
+
+
+def with_outputs(k: Kernel, outputs: Sequence[str]) -> Kernel:
+    """The kernel with what makes these outputs alone."""
+    if len(outputs) == len(k.outputs):
+        return k
+    stages = prune(k.stages, outputs)
+    return Kernel(k.name, used_inputs(stages, k.inputs), tuple(outputs), stages, k.types)
