@@ -65,7 +65,6 @@ class Shape:
     nr: int
     depth: Expr
     outer: int
-    whole_lines: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ def choose(s: Shape) -> Blocking:
     most = panels if few is None else -(-panels // few)
     blocks = 1
     most_tiles = as_int(poly_mul(strip, s.line_tiles))
-    if most_tiles is None and s.line_tiles is ONE and not s.whole_lines:
+    if most_tiles is None and s.line_tiles is ONE:
         most_tiles = STRIP_TILES
     rows = (most_tiles or STRIP_TILES) * s.mr
     if as_int(s.depth) is not None and not s.copied and rows * depth * 4 > STRIP_BYTES:
@@ -118,8 +117,6 @@ def _fixed(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
         k = min(depth, DEPTH)
         strip = min(strip, max(1, STRIP_BYTES // max(1, tiles * s.mr * k * 4)))
     most = max(1, WINDOW_BYTES // max(1, line_bytes)) if s.copied else strip
-    if s.whole_lines:
-        most = strip = lines
     work = s.outer * lines * tiles * s.mr * panels * s.nr * depth
     wanted = TILES if work > SMALL else 1
     best = min(
@@ -155,9 +152,7 @@ def _traffic(s: Shape, depth: int, panels: int, strip: int, blocks: int, parts: 
 
 def _symbolic(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
     """Blocks for one line or thousands: where few lines give too few tiles, panels are cut."""
-    if s.whole_lines:
-        block = strip = s.lines
-    elif s.line_tiles is ONE and not s.copied:
+    if s.line_tiles is ONE and not s.copied:
         strips = apply("max", (s.lines + (STRIP_TILES - 1)) // STRIP_TILES, 1)
         block = strip = apply("max", apply("floordiv", s.lines + strips - 1, strips), 1)
     else:
