@@ -337,6 +337,8 @@ class _Lowering:
             vids = [v for v, _, _ in made]
             self.calls.append(interpreted_call(node, len(self.calls), args_, vids))
             return
+        if fixed and self.fold(kernel, inputs):
+            return
         for vid, _, t in made:
             self.types[vid] = kernel.types[vid]
             probe = Trace()
@@ -345,8 +347,6 @@ class _Lowering:
             if followed:
                 self.guard(probe, node)
         if all(v in self.constants for v, _, _ in made):
-            return
-        if fixed and self.fold(kernel, inputs):
             return
         left = tuple(v for v in kernel.outputs if v not in self.constants)
         if left != kernel.outputs:
