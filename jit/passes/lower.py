@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,15 @@ from onnxjit.codegen.expr import (
     poly_terms,
     to_text,
 )
-from onnxjit.codegen.kernel import Kernel, Stage, TensorType, product, prune, used_inputs
+from onnxjit.codegen.kernel import (
+    Kernel,
+    Stage,
+    TensorType,
+    parts_in_time,
+    product,
+    prune,
+    used_inputs,
+)
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.tensor import (
     DefinitionError,
@@ -328,6 +336,8 @@ class _Lowering:
             made = [(self.value(n), n, t) for n, t in zip(outputs, results, strict=False) if n]
             inputs = [self.ids[n] for n in dict.fromkeys(node.inputs) if n]
             kernel = finish(kernel_name(node), trace, [(v, t) for v, _, t in made], inputs)
+        if kernel.clock is not None:
+            kernel = self.owned(kernel, kernel.outputs[len(made) :])
         self.guard(trace, node)
         fixed = all(v in self.constants for v in inputs)
         if unstored(kernel) and not fixed:
@@ -351,8 +361,10 @@ class _Lowering:
         left = tuple(v for v in kernel.outputs if v not in self.constants)
         if left != kernel.outputs:
             kept = prune(kernel.stages, left)
-            kernel = Kernel(kernel.name, used_inputs(kept, inputs), left, kept, kernel.types)
-        for part in separate(self.fold_stages(kernel)):
+            ins = used_inputs(kept, inputs)
+            kernel = Kernel(kernel.name, ins, left, kept, kernel.types, kernel.clock)
+        kernel = self.fold_stages(kernel)
+        for part in self.before_clock(kernel) if kernel.clock is not None else separate(kernel):
             self.calls.append(KernelCall(part, (str(node),)))
 
     def guard(self, trace: Trace, node: Node) -> None:
@@ -442,7 +454,31 @@ class _Lowering:
             return kernel
         kept = prune(tuple(stages), kernel.outputs)
         candidates = [*kernel.inputs, *done.values()]
-        return Kernel(kernel.name, used_inputs(kept, candidates), kernel.outputs, kept, types)
+        ins = used_inputs(kept, candidates)
+        return Kernel(kernel.name, ins, kernel.outputs, kept, types, kernel.clock)
+
+    def owned(self, kernel: Kernel, buffers: Iterable[str]) -> Kernel:
+        """The kernel with `buffers` as values of the program."""
+        table = {b: self.value("") for b in buffers}
+        kernel = kernel.renamed(table)
+        for v in table.values():
+            self.types[v] = kernel.types[v]
+        return kernel
+
+    def before_clock(self, kernel: Kernel) -> list[Kernel]:
+        """A kernel for each value that a recurrence only reads, and the recurrence itself."""
+        before, _, _ = parts_in_time(kernel)
+        made = dict.fromkeys(s.buffer for s in before if s.buffer not in kernel.outputs)
+        kernel = self.owned(kernel, made)
+        k, parts = kernel, []
+        candidates = [*k.inputs, *(s.buffer for s in k.stages)]
+        apart = [s for s in k.stages if k.clock not in s.axes and s.buffer not in k.outputs]
+        for s in apart:
+            parts.append(Kernel(k.name, used_inputs((s,), candidates), (s.buffer,), (s,), k.types))
+        rest = tuple(s for s in k.stages if s not in apart)
+        stored = {s.buffer for s in rest}
+        ins = used_inputs(rest, [b for b in dict.fromkeys(candidates) if b not in stored])
+        return [*parts, Kernel(k.name, ins, k.outputs, rest, k.types, k.clock)]
 
     def host(self, node: Node, op: Operator) -> None:
         assert op.infer is not None
