@@ -15,6 +15,7 @@ from onnxjit.codegen.canonical import canonical
 from onnxjit.codegen.emit_cpu import scratch_total
 from onnxjit.codegen.expr import Apply, Axis, Const, Dim, Expr, Load, Poly, Reduce
 from onnxjit.codegen.kernel import Kernel, Stage, TensorType
+from onnxjit.codegen.layout import Layout, Strided
 from onnxjit.codegen.loops import LoopNest, Param
 from onnxjit.codegen.packing import Packing
 
@@ -24,7 +25,7 @@ class Signature:
     """The interface of a compiled kernel: `kernel(ptrs, ints, scratch, begin, end)`.
 
     `definition` says what it computes. `params` are the buffers behind `ptrs`, `dims` the sizes
-    behind `ints`; `layouts` gives the physical axis order of buffers that are not row-major, and a
+    behind `ints`; `layouts` says where the elements of buffers lie that are not row-major, and a
     buffer in `packings` is passed in packed form. `tiles` and `scratch` (bytes) are over the sizes;
     the tiles are `rounds` equal parts, one after the other.
     """
@@ -32,14 +33,14 @@ class Signature:
     definition: Kernel
     params: tuple[Param, ...]
     dims: tuple[str, ...]
-    layouts: Mapping[str, tuple[int, ...]]
+    layouts: Mapping[str, Layout]
     packings: Mapping[str, Packing]
     tiles: Expr
     scratch: Expr
     rounds: Expr
 
 
-def signature(kernel: Kernel, nest: LoopNest, layouts: Mapping[str, tuple[int, ...]]) -> Signature:
+def signature(kernel: Kernel, nest: LoopNest, layouts: Mapping[str, Layout]) -> Signature:
     """The signature of `nest`, which was made for `kernel` under its standard names; `layouts` are
     by the kernel's own names."""
     same = canonical(kernel)
@@ -73,7 +74,10 @@ def to_data(s: Signature) -> dict[str, Any]:
         "clock": table.all([] if k.clock is None else [k.clock]),
         "params": [[p.buffer, p.dtype, p.written] for p in s.params],
         "dims": s.dims,
-        "layouts": dict(s.layouts),
+        "layouts": {
+            b: {"steps": table.all(x.steps)} if isinstance(x, Strided) else x
+            for b, x in s.layouts.items()
+        },
         "packings": [[getattr(p, f.name) for f in fields(p)] for p in s.packings.values()],
         "tiles": table.add(s.tiles),
         "scratch": table.add(s.scratch),
@@ -102,7 +106,10 @@ def from_data(data: Mapping[str, Any]) -> Signature:
         kernel,
         tuple(Param(*row) for row in data["params"]),
         tuple(data["dims"]),
-        {b: tuple(order) for b, order in data["layouts"].items()},
+        {
+            b: Strided(exprs(x["steps"])) if isinstance(x, Mapping) else tuple(x)
+            for b, x in data["layouts"].items()
+        },
         {p.buffer: p for p in packings},
         e[data["tiles"]],
         e[data["scratch"]],

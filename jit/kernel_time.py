@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxjit.bench import Timing, take_turns
 from onnxjit.codegen.evaluate import evaluate_int
+from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.target import host
 from onnxjit.compiler import executor_object
 from onnxjit.kernel_run import Problem
@@ -89,11 +90,10 @@ def _calls(
 
 def _plan(problem: Problem, symbol: str, repeats: int) -> Plan:
     """Inputs as constants, outputs in the arena: nothing is allocated while the clock runs."""
-    types = problem.signature.definition.types
     buffers = []
     for p in problem.signature.params:
         if p.written:
-            nbytes = evaluate_int(types[p.buffer].nbytes, problem.sizes)
+            nbytes = problem.memory(p.buffer) * numpy_dtype(p.dtype).itemsize
         else:
             nbytes = problem.physical(p.buffer).nbytes
         buffers.append(Buffer("arena" if p.written else "constant", p.dtype, nbytes))

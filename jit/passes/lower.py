@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ from onnxjit.passes.late import (
     interpreted_call,
     unstored,
 )
-from onnxjit.program import DimSource, Guard, HostCall, KernelCall, Program
+from onnxjit.program import Call, DimSource, Guard, HostCall, KernelCall, Program
 
 FOLD_ELEMENTS = 65536
 """Constant results up to this size are computed while lowering; larger ones after fusion, when
@@ -359,11 +360,7 @@ class _Lowering:
         if all(v in self.constants for v, _, _ in made):
             return
         left = tuple(v for v in kernel.outputs if v not in self.constants)
-        if left != kernel.outputs:
-            kept = prune(kernel.stages, left)
-            ins = used_inputs(kept, inputs)
-            kernel = Kernel(kernel.name, ins, left, kept, kernel.types, kernel.clock)
-        kernel = self.fold_stages(kernel)
+        kernel = self.fold_stages(with_outputs(kernel, left))
         for part in self.before_clock(kernel) if kernel.clock is not None else separate(kernel):
             self.calls.append(KernelCall(part, (str(node),)))
 
@@ -560,12 +557,24 @@ def dim_expression(d: Any) -> Expr:
 
 
 def prune_program(p: Program) -> Program:
-    """Drops calls and constants that no output needs."""
+    """Drops calls, outputs of kernels and constants that no output of the program needs."""
     need = set(p.outputs)
-    kept = []
+    kept: list[Call] = []
     for c in reversed(p.calls):
-        if need & set(c.outputs):
-            kept.append(c)
-            need |= set(c.inputs)
+        if not need & set(c.outputs):
+            continue
+        if isinstance(c, KernelCall):
+            c = replace(c, kernel=with_outputs(c.kernel, [v for v in c.outputs if v in need]))
+        kept.append(c)
+        need |= set(c.inputs)
     constants = {v: a for v, a in p.constants.items() if v in need}
     return p.replace(calls=tuple(reversed(kept)), constants=constants)
+
+
+def with_outputs(k: Kernel, outputs: Sequence[str]) -> Kernel:
+    """The kernel with what makes these outputs alone."""
+    if len(outputs) == len(k.outputs):
+        return k
+    stages = prune(k.stages, outputs)
+    ins = used_inputs(stages, k.inputs)
+    return Kernel(k.name, ins, tuple(outputs), stages, k.types, k.clock)
