@@ -33,7 +33,7 @@ from onnxjit.codegen.schedule.reduction import replace_node
 from onnxjit.codegen.schedule.request import Declined, Request
 
 
-FEWEST = 5
+FEWEST = 4
 """Columns that make a tile worth while."""
 
 
@@ -98,7 +98,7 @@ def recognise(r: Request) -> Contraction:
         swap = q.buffer == window.buffer
     elif k.types[final.buffer].rank > 2 and fixed[0] != fixed[1]:
         # The constant has the columns, unless they are too few for a tile: then it has the rows.
-        swap = fixed[0] != few_columns(order, in_p if fixed[0] else in_q)
+        swap = fixed[0] != few_columns(order, in_p if fixed[0] else in_q, stage.offset)
     elif not any(a in in_q and a not in in_p for a in order):
         swap = True
     x, y = (q, p) if swap else (p, q)
@@ -130,10 +130,11 @@ def recognise(r: Request) -> Contraction:
     return Contraction(stage, red, x, y, batch, m, n, red.axes, window)
 
 
-def few_columns(order: Sequence[Axis], of: Collection[Axis]) -> bool:
-    """Whether a constant over the axes `of` has less than FEWEST output columns in all."""
-    size = as_int(product(a.extent for a in order if a in of))
-    return size is not None and size < FEWEST
+def few_columns(order: Sequence[Axis], of: Collection[Axis], offset: Expr) -> bool:
+    """Whether a constant over the axes `of` has less than FEWEST columns."""
+    columns = [a for a in order if a in of]
+    width = as_int(column_axis(columns, offset).extent) if columns else None
+    return width is not None and width < FEWEST
 
 
 def stride_of(e: Expr, a: Axis) -> float:
