@@ -110,9 +110,7 @@ def most_pixels(isa: str, taps: int, stride: int, dilation: int) -> int:
     return 1
 
 
-def choose_pixels(
-    count: int | None, isa: str, taps: int, stride: int, dilation: int
-) -> int:
+def choose_pixels(count: int | None, isa: str, taps: int, stride: int, dilation: int) -> int:
     """Pixels per step for a run of `count` (None: symbolic): the least estimated time."""
     most = most_pixels(isa, taps, stride, dilation)
     if count is None:
