@@ -26,7 +26,8 @@ class Signature:
 
     `definition` says what it computes. `params` are the buffers behind `ptrs`, `dims` the sizes
     behind `ints`; `layouts` says where the elements of buffers lie that are not row-major, and a
-    buffer in `packings` is passed in packed form. `tiles` and `scratch` (bytes) are over the sizes.
+    buffer in `packings` is passed in packed form. `tiles` and `scratch` (bytes) are over the sizes;
+    the tiles are `rounds` equal parts, one after the other.
     """
 
     definition: Kernel
@@ -36,6 +37,7 @@ class Signature:
     packings: Mapping[str, Packing]
     tiles: Expr
     scratch: Expr
+    rounds: Expr
 
 
 def signature(kernel: Kernel, nest: LoopNest, layouts: Mapping[str, Layout]) -> Signature:
@@ -45,7 +47,14 @@ def signature(kernel: Kernel, nest: LoopNest, layouts: Mapping[str, Layout]) -> 
     orders = {b: layouts[v] for b, v in same.buffers.items() if v in layouts}
     packings = {p.buffer: p for p in nest.packings}
     return Signature(
-        same.kernel, nest.params, nest.dims, orders, packings, nest.tiles, scratch_total(nest)
+        same.kernel,
+        nest.params,
+        nest.dims,
+        orders,
+        packings,
+        nest.tiles,
+        scratch_total(nest),
+        nest.rounds,
     )
 
 
@@ -62,6 +71,7 @@ def to_data(s: Signature) -> dict[str, Any]:
         "outputs": k.outputs,
         "types": types,
         "stages": stages,
+        "clock": table.all([] if k.clock is None else [k.clock]),
         "params": [[p.buffer, p.dtype, p.written] for p in s.params],
         "dims": s.dims,
         "layouts": {
@@ -71,6 +81,7 @@ def to_data(s: Signature) -> dict[str, Any]:
         "packings": [[getattr(p, f.name) for f in fields(p)] for p in s.packings.values()],
         "tiles": table.add(s.tiles),
         "scratch": table.add(s.scratch),
+        "rounds": table.add(s.rounds),
         "nodes": table.nodes,
     }
 
@@ -88,6 +99,7 @@ def from_data(data: Mapping[str, Any]) -> Signature:
         tuple(data["outputs"]),
         tuple(Stage(b, exprs(axes), e[v], exprs(where)) for b, axes, v, where in data["stages"]),
         {b: TensorType(dtype, exprs(shape)) for b, (dtype, shape) in data["types"].items()},
+        next(iter(exprs(data["clock"])), None),
     )
     packings = [Packing(*map(_tuples, row)) for row in data["packings"]]
     return Signature(
@@ -101,6 +113,7 @@ def from_data(data: Mapping[str, Any]) -> Signature:
         {p.buffer: p for p in packings},
         e[data["tiles"]],
         e[data["scratch"]],
+        e[data["rounds"]],
     )
 
 

@@ -127,7 +127,7 @@ class _Generator:
             nest, source, names = self.planned(c.kernel)
         except NoSchedule as e:
             parts = single_stages(c)
-            if len(parts) == 1:
+            if len(parts) == 1 or c.kernel.clock is not None:
                 raise ModelError(str(e)) from e
             for b, t in c.kernel.types.items():
                 self.types.setdefault(b, t)
@@ -234,7 +234,7 @@ class _Generator:
                     tuple(self.order[d] for d in c.nest.dims),
                     self.text(c.nest.tiles),
                     self.text(scratch_total(c.nest)),
-                    False,
+                    self.text(c.nest.rounds),
                     self.text(k.flops()),
                     self.text(k.bytes_moved()),
                     k.name,

@@ -90,6 +90,11 @@ class Problem:
         return max(evaluate_int(self.signature.tiles, self.sizes), 0)
 
     @property
+    def rounds(self) -> int:
+        """Equal parts of the tiles, each of which is finished before the next one begins."""
+        return max(evaluate_int(self.signature.rounds, self.sizes), 1)
+
+    @property
     def scratch_bytes(self) -> int:
         return max(evaluate_int(self.signature.scratch, self.sizes), 0)
 
@@ -131,7 +136,7 @@ class Problem:
         return elements(flat, self.shape(buffer), self.steps(buffer))
 
     def native(self, entry: Entry, seed: int = 0) -> list[np.ndarray]:
-        """The outputs that machine code computes, tiles in pieces and in no order.
+        """The outputs that machine code computes, the tiles of a round in pieces and in no order.
 
         Raises `Misuse` where it stores outside of its buffers or into an input.
         """
@@ -139,7 +144,7 @@ class Problem:
         params = self.signature.params
         pointers = np.array([buffers[p.buffer].address for p in params] or [0], np.int64)
         ints = np.append(self.ints, 0)
-        for begin, end in _pieces(self.tiles, seed):
+        for begin, end in _pieces(self.tiles, self.rounds, seed):
             scratch = _Guarded(self.scratch_bytes, np.dtype(np.uint8))
             entry(pointers.ctypes.data, ints.ctypes.data, scratch.address, begin, end)
             scratch.check("its scratch memory")
@@ -190,12 +195,16 @@ def _same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
     return bool((a.view(np.uint8) == np.ascontiguousarray(b).view(np.uint8)).all())
 
 
-def _pieces(tiles: int, seed: int) -> list[tuple[int, int]]:
+def _pieces(tiles: int, rounds: int, seed: int) -> list[tuple[int, int]]:
     rng = np.random.default_rng(seed)
-    cuts = sorted({0, tiles, *rng.integers(0, tiles + 1, _PIECES).tolist()})
-    pieces = list(itertools.pairwise(cuts))
-    rng.shuffle(pieces)
-    return pieces
+    share = tiles // rounds
+    found = []
+    for first in range(0, tiles, max(share, 1)):
+        cuts = sorted({0, share, *rng.integers(0, share + 1, _PIECES).tolist()})
+        pieces = [(first + a, first + b) for a, b in itertools.pairwise(cuts)]
+        rng.shuffle(pieces)
+        found += pieces
+    return found
 
 
 def random_problem(

@@ -104,7 +104,7 @@ def _plan(problem: Problem, symbol: str, repeats: int) -> Plan:
         tuple(problem.ints.tolist()),
         problem.tiles,
         problem.scratch_bytes,
-        False,
+        problem.rounds,
         evaluate_int(kernel.flops(), problem.sizes),
         evaluate_int(kernel.bytes_moved(), problem.sizes),
         kernel.name,

@@ -225,9 +225,11 @@ class ContractionNest(Operands):
 
         m0 = Var("m0")
         rows = Var("rows") if self.cover.uneven else index(self.mr)
-        finish, line = self.epilogue(m0, rows, acc_at), ()
+        line: tuple[Stmt, ...] = ()
         if self.across():
             finish, line = self.turned(m0, rows, acc_at)
+        else:
+            finish = self.epilogue(m0, rows, acc_at)
         if k.last is not None:
             finish = (If(k.last, finish),)
             line = (If(k.last, line),) if line else ()
@@ -350,8 +352,8 @@ class ContractionNest(Operands):
         symbol = microkernels.pack(ceil_to(self.mr, isa.lanes), isa.name)
         self.symbols.append(symbol)
         first, last = self.strip_vars()
-        begin, end = ZERO, self.m
-        tiles: Expr = self.m_tiles
+        begin: Expr = ZERO
+        end, tiles = self.m, self.m_tiles
         if self.row is None:
             begin = poly_mul(first, self.height)
             end = apply("min", poly_mul(last, self.height), self.m)

@@ -12,6 +12,7 @@ from onnxjit.passes.join import join_in_place
 from onnxjit.passes.layouts import assign_layouts
 from onnxjit.passes.lower import lower, prune_program
 from onnxjit.passes.prologue import fuse_prologues
+from onnxjit.passes.stagger import stagger_rows
 from onnxjit.program import Program
 
 PIPELINE = (
@@ -22,6 +23,7 @@ PIPELINE = (
     ("fuse_attention", fuse_attention),
     ("fuse_prologues", fuse_prologues),
     ("join_in_place", join_in_place),
+    ("stagger_rows", stagger_rows),
 )
 
 

@@ -75,7 +75,7 @@ class _Fusion:
     def program(self) -> Program:
         for k in range(len(self.calls)):
             c = self.calls[k]
-            if isinstance(c, KernelCall):
+            if isinstance(c, KernelCall) and c.kernel.clock is None:
                 self.absorb(k)
                 self.epilogue(k)
                 while self.join_rows(k):
@@ -109,8 +109,10 @@ class _Fusion:
             self.users.get(v, set()).discard(k)
 
     def producer(self, v: str) -> int | None:
+        """The call of a kernel, but no recurrence, that makes `v`."""
         k = self.maker.get(v)
-        return k if k is not None and isinstance(self.calls[k], KernelCall) else None
+        c = self.calls[k] if k is not None else None
+        return k if isinstance(c, KernelCall) and c.kernel.clock is None else None
 
     def only_user(self, v: str, k: int) -> bool:
         return v not in self.outputs and self.users.get(v, set()) == {k}
