@@ -95,7 +95,8 @@ class ContractionNest(Operands):
         n_tile = column_axis(c.n, off)
         m_sorted = sorted(c.m, key=lambda a: stride_of(off, a), reverse=True)
         m_tile = m_sorted[-1] if m_sorted else None
-        row = m_sorted[-2] if len(m_sorted) > 1 else None
+        # A line of computed rows would be too long to be copied as a whole.
+        row = m_sorted[-2] if len(m_sorted) > 1 and c.prologue is None else None
         outer = [a for a in c.stage.axes if a not in (n_tile, m_tile, row)]
         outer = [a for a in sorted(outer, key=lambda a: stride_of(off, a), reverse=True)]
         for a in [*outer, *(a for a in (row, m_tile, n_tile) if a is not None), *c.k]:
@@ -110,6 +111,7 @@ class ContractionNest(Operands):
         x = Load(c.x.buffer, (rename_axes(c.x.index[0], table),), c.x.dtype)
         y = Load(c.y.buffer, (rename_axes(c.y.index[0], table),), c.y.dtype)
         self.stage, self.red = stage, red
+        self.prologue = None if c.prologue is None else rename_axes(c.prologue, table)
         self.outer = [self.axis(a) for a in outer]
         self.row = self.axis(row) if row is not None else None
         self.mi = self.axis(m_tile) if m_tile is not None else None
@@ -199,7 +201,7 @@ class ContractionNest(Operands):
         few = (as_int(strip_tiles) or STRIP_TILES) <= 2
         k = k_blocks(x, self.nr, self.blocking.depth_blocks, few=few)
         copied: tuple[Stmt, ...] = ()
-        if self.conflicting(x):
+        if self.prologue is not None or self.conflicting(x):
             x, copied = self.copied_rows(x, k.depth_length, k.depth_run, k.depth_start)
             k = replace(k, depth_start=ZERO)
 
