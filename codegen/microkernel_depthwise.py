@@ -133,7 +133,7 @@ def choose_pixels(
         if kind != "depthwise":
             return len(positions(t, taps, stride, dilation)) + t * (taps - 1) / taps + 3
         loads = (t - 1) * stride + 2 * taps
-        return max(t * taps, loads, 8 * taps) / 2 + 3
+        return max(t * taps, loads, 4 * taps) / 2 + 3
 
     def time(t: int) -> float:
         rest = total % t

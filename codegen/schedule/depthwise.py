@@ -34,6 +34,7 @@ from onnxjit.codegen.expr import (
     substitute,
     walk,
 )
+from onnxjit.codegen.kernel import product
 from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, LoopNest, Stmt, Store
 from onnxjit.codegen.schedule.axes import (
     FlatStage,
@@ -166,8 +167,9 @@ def recognise(s: FlatStage) -> Depthwise:
 def operands(fn: str, body: Expr, outer: set[Axis]) -> tuple[str, Load, Load | None]:
     """The kind of micro-kernel, x, and w: the factor that no output axis but the channels selects."""
     pooled = fn == "max" or isinstance(body, Load)
-    product = isinstance(body, Apply) and body.fn == "mul"
-    factors = (body,) if pooled else body.args if product else ()
+    factors = (body,) if pooled else ()
+    if not pooled and isinstance(body, Apply) and body.fn == "mul":
+        factors = body.args
     plain = [a for a in factors if isinstance(a, Load) and not loads(a.index[0])]
     if len(plain) != 2 - pooled or any(a.dtype != "float32" for a in plain):
         raise Declined("not a plain read of float32 values, or a product of two")
@@ -290,6 +292,9 @@ class WindowNest:
         ldy = coefficient(d.offset, d.column)
         self.direct = ldy if d.value is d.reduce else None
         self.held = d.column.extent - (self.steps - 1) * self.step
+        # What the kernel before left in L2 need not be fetched.
+        near = as_int(product(r.kernel.types[d.x.buffer].shape))
+        self.fresh = 0 if near is not None and near * 8 <= r.target.l2 else d.fresh
         self.split_channels()
 
     def split_channels(self) -> None:
@@ -379,7 +384,7 @@ class WindowNest:
         d = self.d
         symbol = microkernel.pixels(d.kind, count, self.taps, d.stride, d.dilation, self.isa)
         rows = Var("rows") if d.row is not None else ONE
-        return self.call(symbol, at, ZERO, index(self.taps), d.unit, rows, d.fresh)
+        return self.call(symbol, at, ZERO, index(self.taps), d.unit, rows, self.fresh)
 
     def border(self, start: Expr, stop: Expr) -> list[Stmt]:
         """Pixel by pixel, with the taps that read inside of x."""
