@@ -10,7 +10,7 @@ import ctypes
 import itertools
 import linecache
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from onnxjit.codegen.dialect_python import run as run_python
 from onnxjit.codegen.evaluate import evaluate, evaluate_int
 from onnxjit.codegen.expr import Load, walk
 from onnxjit.codegen.kernel import Kernel
-from onnxjit.codegen.packing import arranged, pack
+from onnxjit.codegen.packing import Packing, arranged, pack
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.signature import Signature
 from onnxjit.kernel_sizes import Sizes
@@ -77,11 +77,13 @@ class _Guarded:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A kernel at given sizes with arrays for its inputs, by the buffers of its signature."""
+    """A kernel at given sizes with arrays for its inputs, by the buffers of its signature; `made`
+    keeps what `physical` has made of them."""
 
     signature: Signature
     sizes: Sizes
     inputs: Mapping[str, np.ndarray]
+    made: dict[tuple[str, Packing | None], np.ndarray] = field(default_factory=dict, compare=False)
 
     @property
     def tiles(self) -> int:
@@ -109,8 +111,11 @@ class Problem:
     def physical(self, buffer: str) -> np.ndarray:
         """An input as the kernel gets it: flat, in physical axis order, packed."""
         s = self.signature
-        flat = arranged(self.inputs[buffer], s.layouts.get(buffer)).reshape(-1)
-        return pack(flat, s.packings[buffer]) if buffer in s.packings else flat
+        packing = s.packings.get(buffer)
+        if (buffer, packing) not in self.made:
+            flat = arranged(self.inputs[buffer], s.layouts.get(buffer)).reshape(-1)
+            self.made[buffer, packing] = flat if packing is None else pack(flat, packing)
+        return self.made[buffer, packing]
 
     def logical(self, buffer: str, flat: np.ndarray) -> np.ndarray:
         """The inverse of `physical` for an output."""

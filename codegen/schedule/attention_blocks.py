@@ -99,7 +99,7 @@ class Blocks:
 
     def plan_keys(self) -> None:
         most = PACKED_BYTES // (4 * (self.depth + self.width))
-        longest = self.r.choice("most_keys", MOST_KEYS, (128, 192, 256, 512))
+        longest = self.r.choice("most_keys", MOST_KEYS, (192, 512))
         most = max(self.nr, min(most, longest) // self.nr * self.nr)
         n = as_int(self.n)
         if n is not None:
@@ -113,7 +113,7 @@ class Blocks:
 
     def plan_rows(self) -> None:
         tiles = ceil_div(self.m, self.mr)
-        rows = self.r.choice("most_rows", ROWS, (64, 128, 512))
+        rows = self.r.choice("most_rows", ROWS, (128, 512))
         most = self.most_tiles = max(1, rows // self.mr)
         outer = 1
         for a in self.batch:

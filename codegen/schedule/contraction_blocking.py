@@ -61,12 +61,12 @@ class Limits:
 def limits(r: Request, copied: bool) -> Limits:
     """The limits for a request whose parallel tiles copy their rows, or do not."""
     kilo = 1024
-    tiles = r.choice("strip_tiles", STRIP_TILES, (4, 6, 8, 16, 24))
-    wanted = r.choice("parallel_tiles", TILES, (1, 4, 16, 32))
+    tiles = r.choice("strip_tiles", STRIP_TILES, (6, 24))
+    wanted = r.choice("parallel_tiles", TILES, (2, 32))
     if copied:
-        window = r.choice("window_kb", WINDOW_BYTES // kilo, (80, 160, 640))
+        window = r.choice("window_kb", WINDOW_BYTES // kilo, (160, 640))
         return Limits(tiles, STRIP_BYTES, window * kilo, wanted)
-    strip = r.choice("strip_kb", STRIP_BYTES // kilo, (192, 320, 1024))
+    strip = r.choice("strip_kb", STRIP_BYTES // kilo, (256, 1024))
     return Limits(tiles, strip * kilo, WINDOW_BYTES, wanted)
 
 
@@ -187,8 +187,8 @@ def _symbolic(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
         strips = apply("max", (s.lines + (most - 1)) // most, 1)
         block = strip = apply("max", apply("floordiv", s.lines + strips - 1, strips), 1)
     else:
-        most = index(s.limits.strip_tiles)
-        strip = apply("max", apply("floordiv", most, apply("max", s.line_tiles, 1)), 1)
+        fits = apply("floordiv", index(s.limits.strip_tiles), apply("max", s.line_tiles, 1))
+        strip = apply("max", fits, 1)
         block = strip
         if s.copied:
             fits = apply("floordiv", index(s.limits.window_bytes), apply("max", s.line_bytes, 1))

@@ -258,7 +258,7 @@ def nest(r: Request, buffer: str, d: Depthwise, isa: str) -> LoopNest:
     lanes = microkernel.ISAS[isa].lanes
     channels = as_int(d.lane.extent) or 0
     columns = as_int(d.column.extent)
-    most = r.choice("channels", CHANNELS, (16, 32, 128, 256))
+    most = r.choice("channels", CHANNELS, (32, 128))
     if columns is not None:
         most = max(min(most, MOST_SUMS // max(1, columns)), SUMS // max(1, columns), lanes)
     width = channel_block(channels, most, lanes)

@@ -6,7 +6,7 @@ from onnxjit.codegen import microkernels
 from onnxjit.codegen.microkernels import Cover
 from onnxjit.codegen.schedule.request import Request
 
-HEIGHTS = 4
+HEIGHTS = 3
 """Heights of a tile of one width that are offered, the cheapest ones by estimate."""
 
 

@@ -11,7 +11,6 @@ from onnxjit.codegen.loops import Address, Assign, Call, For, If, Param, Stmt, S
 from onnxjit.codegen.schedule.axes import Layout, strides
 from onnxjit.codegen.target import Target
 
-
 Variant = Mapping[str, int]
 """Choices by name that a kernel takes instead of what its rules' cost models say."""
 

@@ -24,6 +24,9 @@ GAIN = 0.85
 FEWEST = 16
 """Channels of the input or output below which a transform has no full vector."""
 
+AROUND = 2
+"""Options on either side of the cheapest that are offered to a variant."""
+
 BLOCKS = (14, 21, 28, 42, 49, 56, 64)
 """Tiles per block that are tried."""
 
@@ -96,7 +99,8 @@ def choose(c: Correlation, r: Request) -> Choice:
     left = [one for one in every if one.algorithm.m == m]
     for name, of in PARTS.items():
         usual, options = of(cheapest(left)), sorted({of(one) for one in left})
-        chosen = r.choice(name, usual, options)
+        at = options.index(usual)
+        chosen = r.choice(name, usual, options[max(0, at - AROUND) : at + AROUND + 1])
         left = [one for one in left if of(one) == chosen]
     return cheapest(left)
 
