@@ -27,6 +27,7 @@ from onnxjit.importer import import_model
 from onnxjit.passes import run_pipeline
 from onnxjit.program import Program
 from onnxjit.runtime.plan import Expression, Plan, Step
+from onnxjit.runtime.threads import aligned
 
 if TYPE_CHECKING:
     from onnxjit.tuning import Budget
@@ -122,7 +123,8 @@ def build_model(
 def packed_constants(
     program: Program, generated: Generated, passing: bool = False
 ) -> Iterator[np.ndarray]:
-    """The plan's constants in order, each packed when its turn comes; contiguous and aligned.
+    """The plan's constants in order, each packed when its turn comes; contiguous, panels at the
+    start of a cache line (a vector that straddles two lines costs a product 7 %).
 
     With `passing`, an array is only valid until the next one is asked for: packing into the same
     memory saves the system from making new pages for each.
@@ -136,11 +138,8 @@ def packed_constants(
             continue
         source = program.constants[q.buffer]
         nbytes = q.elements * source.itemsize
-        if not passing:
-            yield pack(source, q)
-            continue
-        if memory.nbytes < nbytes:
-            memory = np.empty(nbytes, np.uint8)
+        if memory.nbytes < nbytes or not passing:
+            memory = aligned(nbytes)
         yield pack(source, q, memory[:nbytes].view(source.dtype))
 
 
