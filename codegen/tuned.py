@@ -73,9 +73,6 @@ class Table:
         path = cache.tuning / f"{isa_of(target)}-{threads}.json"
         return Table(path, read(path))
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def remember(self, structure: str, tuned: Tuned) -> None:
         """Add a row, and write it to the file beside what other processes have written since."""
         self.rows[structure] = tuned

@@ -158,7 +158,7 @@ class Request:
         from onnxjit.store import load, model_key
 
         key = model_key(content, host(), self.overrides, shapes)
-        if self._tunes:
+        if self.tune_seconds or self.tuned.rows:
             # Which code a model has depends on its kernels' rows alone, not on the whole table.
             known = self.cache.known_kernels(key)
             if known is None or (self.tune_seconds and not self.tuned.rows.keys() >= set(known)):
@@ -168,11 +168,6 @@ class Request:
         if artifact is not None:
             self.content, self.found = content, True
         return artifact
-
-    @property
-    def _tunes(self) -> bool:
-        """Whether variants matter: some are known, or to be measured."""
-        return bool(self.tune_seconds or self.tuned.rows)
 
     def _compile(self, shapes: Shapes | None) -> Artifact:
         from onnxjit.codegen.build import Builder
@@ -225,7 +220,7 @@ class Request:
             "cache": self.cache,
             "builder": builder,
             "progress": self.progress,
-            "tuned": self.tuned if self._tunes else None,
+            "tuned": self.tuned,
             "budget": self._budget(),
         }
         if self.cache is None or content is None:
@@ -240,11 +235,11 @@ class Request:
 
                 graph, parts = build_model(source, **options, constants=write)
                 key = model_key(content, target, self.overrides, shapes)
-                if self._tunes:
-                    kernels = {k.structure for k in parts.generated.planned}
-                    self.cache.remember_kernels(key, kernels)
-                    key = self.tuned.key(key, kernels)
-                entry.finish(artifact_of(graph, parts, target, shapes), key)
+                kernels = {k.structure for k in parts.generated.planned}
+                self.cache.remember_kernels(key, kernels)
+                entry.finish(
+                    artifact_of(graph, parts, target, shapes), self.tuned.key(key, kernels)
+                )
                 del graph, parts  # publishing reads the constants back: not both at the same time
                 source.release_pages()
             return entry.open()

@@ -61,19 +61,17 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A distinct kernel: the request that was scheduled, what came of it, and how many calls of
-    the program have it. `structure` is "" where nobody asked for it."""
+    """A distinct kernel: the request that was scheduled, what came of it, its `structure`, and what
+    tuning says of that."""
 
     request: Request
     nest: LoopNest
     source: Source
-    structure: str = ""
+    structure: str
     tuned: Tuned | None = None
 
 
-def planned(
-    request: Request, name: str, structure: str = "", tuned: Tuned | None = None
-) -> Planned:
+def planned(request: Request, name: str, structure: str, tuned: Tuned | None = None) -> Planned:
     """A kernel under standard names scheduled and printed; `name` is for messages."""
     nest = schedule(request)
     source = Source(emit(nest), nest.symbols, name, wide=wide(nest))
@@ -92,7 +90,7 @@ def generate(
     `submit` is told of each distinct source as soon as it is there. `tuned` has variants of
     kernels, by structure.
     """
-    return _Generator(p, target, submit or (lambda source: None), tuned).run()
+    return _Generator(p, target, submit or (lambda source: None), tuned or Table()).run()
 
 
 def single_stages(c: KernelCall) -> list[KernelCall]:
@@ -135,7 +133,7 @@ class _Generator:
         p: Program,
         target: Target,
         submit: Callable[[Source], object],
-        tuned: Table | None,
+        tuned: Table,
     ) -> None:
         self.p, self.target, self.submit, self.tuned = p, target, submit, tuned
         self.types: dict[str, TensorType] = dict(p.types)
@@ -181,10 +179,8 @@ class _Generator:
         constants = frozenset(b for b, v in names.items() if v in self.p.constants)
         key = (same.key, tuple(layouts.items()), constants)
         if key not in self.plans:
-            name, row = "", None
-            if self.tuned is not None:
-                name = structure(same.kernel, layouts, constants)
-                row = self.tuned.rows.get(name)
+            name = structure(same.kernel, layouts, constants)
+            row = self.tuned.rows.get(name)
             variant = {} if row is None else row.choices
             request = Request(same.kernel, layouts, self.target, constants, variant)
             self.plans[key] = planned(request, kernel.name, name, row)

@@ -61,13 +61,12 @@ class Settings:
             return self._builder
 
     @property
-    def tuned(self) -> Table | None:
-        """What is known of variants of kernels, if anything is."""
+    def tuned(self) -> Table:
+        """What is known of variants of kernels."""
         from onnxjit.codegen.target import host
         from onnxjit.codegen.tuned import Table
 
-        table = Table.open(self.cache, host(), self.threads or available_threads())
-        return table if table.rows else None
+        return Table.open(self.cache, host(), self.threads or available_threads())
 
 
 def host_functions(

@@ -53,8 +53,9 @@ PROMISING = 0.99
 FINALISTS = 5
 """Variants that are timed again, after a first glance at all."""
 
-SCREEN_SECONDS, FINAL_SECONDS, DUEL_SECONDS = 0.003, 0.01, 0.02
-"""A turn of the first glance, of the finalists, and of the winner against the usual schedule."""
+GLANCE, FINAL, DUEL = (0.003, 2), (0.01, 5), (0.02, 7, 0.3)
+"""Seconds of a turn, rounds and seconds in all: of the first glance, of the finalists, and of the
+winner against the usual schedule."""
 
 MOST_COPIES = 64
 L3_SHARE = 1.25
@@ -90,7 +91,7 @@ def tune(
 ) -> None:
     """Add to `table` what is measured of the program's kernels that it does not know yet."""
     end = time.perf_counter() + budget.seconds
-    usual = generate(program, builder.target, tuned=Table())
+    usual = generate(program, builder.target)
     waiting = by_share(program, usual, budget)
     waiting = [k for k in waiting if k.structure not in table.rows]
     constants = sum(b.nbytes for b in usual.plan.buffers
@@ -182,7 +183,7 @@ class _Kernel:
             return None
         best = usual = made[0]
         self.expect(usual)
-        (first,) = self.times([usual], SCREEN_SECONDS, 2)
+        (first,) = self.times([usual], *GLANCE)
         if first.minimum < LEAST_SECONDS:
             return Tuned({}, kernel=self.name, sizes=labels)
         done = False
@@ -196,7 +197,7 @@ class _Kernel:
             options = self.distinct(self.hopeful(best.planned), best.planned)
             if not options:
                 break
-        duel = self.times([usual, best], DUEL_SECONDS, 7) if best is not usual else []
+        duel = self.times([usual, best], *DUEL) if best is not usual else []
         if duel and faster(*duel):
             before, after = (t.minimum for t in duel)
             return Tuned(dict(best.variant), after, before, self.name, labels)
@@ -209,7 +210,8 @@ class _Kernel:
         found = []
         for variant in variants:
             try:
-                made = planned(replace(near.request, variant=variant, offered={}), self.name)
+                request = replace(near.request, variant=variant, offered={})
+                made = planned(request, self.name, near.structure)
             except NoSchedule:
                 continue
             name = key(made.source, self.builder.target)
@@ -290,24 +292,26 @@ class _Kernel:
         """The fastest of all by a glance, then of the finalists by more turns."""
         if not others:
             return best
-        glance = self.times([best, *others], SCREEN_SECONDS, 2)
+        glance = self.times([best, *others], *GLANCE)
         for one, timing in zip(others, glance[1:], strict=True):
             changed = [*(one.variant.items() - best.variant.items())]
             if len(changed) == 1:
                 self.ratios[changed[0]] = timing.minimum / glance[0].minimum
         ranked = sorted(zip(glance[1:], others, strict=True), key=lambda pair: pair[0].minimum)
         finalists = [best, *(one for _, one in ranked[:FINALISTS])]
-        times = self.times(finalists, FINAL_SECONDS, 5)
+        times = self.times(finalists, *FINAL)
         return finalists[int(np.argmin([t.minimum for t in times]))]
 
-    def times(self, among: Sequence[_Candidate], burst: float, rounds: int) -> list[Timing]:
+    def times(
+        self, among: Sequence[_Candidate], burst: float, rounds: int, seconds: float = 0.0
+    ) -> list[Timing]:
         """The times of one execution of each, in turns."""
         calls = {}
         for number, one in enumerate(among):
             if one.call is None:
                 one.call, one.repeats = self.timed(one)
             calls[str(number)] = one.call
-        taken = take_turns(calls, 0.0, burst, rounds).values()
+        taken = take_turns(calls, seconds, burst, rounds).values()
         return [each(t, one.repeats) for t, one in zip(taken, among, strict=True)]
 
     def timed(self, candidate: _Candidate) -> tuple[Callable[[], Any], int]:
