@@ -14,9 +14,10 @@ the sum is zero. Nothing outside the elements named above is touched: the last v
 overlaps the one before it where n is no multiple of the lanes. The border of a padded image is a
 smaller window, with fewer rows and fewer taps, so there is no condition inside.
 
-A row of taps is walked along x: each loaded vector feeds every pixel whose window holds it, and
-each vector of weights all t pixels, so that t * kw multiply-adds take about t * stride + 2 * kw
-loads where one pixel at a time takes 2 * t * kw.
+Each loaded vector of x feeds every pixel whose window holds it, and each vector of weights all t
+pixels, so that t * kw multiply-adds take about t * stride + 2 * kw loads where one pixel at a time
+takes 2 * t * kw. All pixels take a tap before any takes the next, so that neighbouring operations
+are independent: a scheduler of a hundred operations holds little more than a row of taps.
 """
 
 from __future__ import annotations
@@ -91,20 +92,33 @@ def isa_for(channels: int, target: Target) -> str | None:
     return None
 
 
-def most_pixels(isa: str, taps: int) -> int:
-    """Pixels whose sums, with a row of weights and one vector of x, fit into the registers."""
-    return max(1, min(PIXELS, ISAS[isa].registers - taps - 2))
+def live_vectors(pixels: int, taps: int, stride: int, dilation: int) -> int:
+    """Vectors that a row of taps keeps in registers: sums, weights, and what is loaded of x."""
+    uses = [p * stride + j * dilation for j in range(taps) for p in range(pixels)]
+    first = {position: uses.index(position) for position in uses}
+    last = {position: k for k, position in enumerate(uses)}
+    loaded = max(sum(first[q] <= k <= last[q] for q in first) for k in range(len(uses)))
+    return pixels + loaded + 1
 
 
-def choose_pixels(count: int | None, isa: str, taps: int, stride: int) -> int:
+@cache
+def most_pixels(isa: str, taps: int, stride: int, dilation: int) -> int:
+    """Pixels of a step whose vectors fit into the registers."""
+    for t in range(PIXELS, 1, -1):
+        if live_vectors(t, taps, stride, dilation) <= ISAS[isa].registers:
+            return t
+    return 1
+
+
+def choose_pixels(count: int | None, isa: str, taps: int, stride: int, dilation: int) -> int:
     """Pixels per step for a run of `count` (None: symbolic): the least estimated time."""
-    most = most_pixels(isa, taps)
+    most = most_pixels(isa, taps, stride, dilation)
     if count is None:
         return most
 
     def cycles(t: int) -> float:
         loads = (t - 1) * stride + 2 * taps
-        return max(t * taps, loads, 4 * taps) / 2 + 3
+        return max(t * taps, loads, 8 * taps) / 2 + 3
 
     def total(t: int) -> float:
         rest = count % t
@@ -213,22 +227,22 @@ class _Generator:
         x, w = self.hidden(x), self.hidden(w)
         if spec.taps is None:
             return self.counted_row(x, w, sums, vectors)
-        weights: list[list[Any]] = []
-        for _ in range(spec.taps):
-            weights.append([self.load(w, v) for v in range(vectors)])
+        loaded: dict[int, list[Any]] = {}
+        at: dict[int, Any] = {0: x}
+        for j in range(spec.taps):
+            weights = [self.load(w, v) for v in range(vectors)]
             w = self.at(w, self.bytes["wtap"])
-        users: dict[int, list[tuple[int, int]]] = {}
-        for p in range(spec.pixels):
-            for j in range(spec.taps):
-                users.setdefault(p * spec.stride + j * spec.dilation, []).append((p, j))
-        for position in range(max(users) + 1):
-            if position in users:
+            for p in range(spec.pixels):
+                position = p * spec.stride + j * spec.dilation
+                if position not in loaded:
+                    near = max(q for q in at if q <= position)
+                    if position != near:
+                        step = self.build.mul(self.bytes["pixel"], self.const(position - near))
+                        at[position] = self.at(at[near], step)
+                    loaded[position] = [self.load(at[position], v) for v in range(vectors)]
                 for v in range(vectors):
-                    value = self.load(x, v)
-                    for p, j in users[position]:
-                        k = p * vectors + v
-                        sums[k] = self.build.call(self.fma, [value, weights[j][v], sums[k]])
-            x = self.at(x, self.bytes["pixel"])
+                    k = p * vectors + v
+                    sums[k] = self.build.call(self.fma, [loaded[position][v], weights[v], sums[k]])
         return sums
 
     def counted_row(self, x: Any, w: Any, sums: list[Any], vectors: int) -> list[Any]:

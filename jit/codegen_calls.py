@@ -16,21 +16,23 @@ from onnxjit.codegen.expr import (
     Expr,
     Poly,
     as_int,
+    index,
+    poly_mul,
     substitute,
     walk,
 )
 from onnxjit.codegen.kernel import Kernel, Stage, TensorType, used_inputs
 from onnxjit.codegen.loops import LoopNest
 from onnxjit.codegen.packing import Packing
-from onnxjit.codegen.scalar_functions import FUNCTIONS
+from onnxjit.codegen.scalar_functions import FUNCTIONS, numpy_dtype
 from onnxjit.codegen.schedule import NoSchedule, Request, schedule
 from onnxjit.codegen.schedule.request import expressions
 from onnxjit.codegen.signature import structure
 from onnxjit.codegen.target import Target
 from onnxjit.codegen.tuned import Table, Tuned
 from onnxjit.errors import ModelError
-from onnxjit.program import HostCall, KernelCall, Program
-from onnxjit.runtime.plan import Buffer, Check, HostStep, Plan, Step
+from onnxjit.program import HostCall, JoinCall, KernelCall, Program
+from onnxjit.runtime.plan import Alias, Buffer, Check, HostStep, Plan, Step
 from onnxjit.runtime.plan import Dim as PlanDim
 from onnxjit.runtime.plan import Source as DimOrigin
 
@@ -149,7 +151,7 @@ class _Generator:
         for c in self.p.calls:
             if isinstance(c, HostCall):
                 self.scheduled.append(c)
-            else:
+            elif isinstance(c, KernelCall):
                 self.schedule(c)
         return self.build_plan()
 
@@ -158,7 +160,7 @@ class _Generator:
             made, names = self.planned(c.kernel)
         except NoSchedule as e:
             parts = single_stages(c)
-            if len(parts) == 1:
+            if len(parts) == 1 or c.kernel.clock is not None:
                 raise ModelError(str(e)) from e
             for b, t in c.kernel.types.items():
                 self.types.setdefault(b, t)
@@ -218,7 +220,12 @@ class _Generator:
                 shape = tuple(self.text(d) for d in t.shape)
                 nbytes = self.text(t.nbytes)
                 label = p.labels.get(v, "")
-                buffers.append(Buffer(kind, t.dtype, nbytes, shape, None, label))
+                alias = None
+                if v in p.places:
+                    place = p.places[v]
+                    offset = poly_mul(place.offset, index(numpy_dtype(t.dtype).itemsize))
+                    alias = Alias(add(place.base, kind), self.text(offset))
+                buffers.append(Buffer(kind, t.dtype, nbytes, shape, alias, label))
             ids[v] = len(buffers) - 1
             if buffers[-1].kind == "constant":
                 constants.append(v)
@@ -230,10 +237,12 @@ class _Generator:
             v
             for c in self.scheduled
             for v in (c.call.outputs if isinstance(c, ScheduledCall) else c.outputs)
-        }
+        } | {c.output for c in p.calls if isinstance(c, JoinCall)}
         host_made = {v for c in self.scheduled if isinstance(c, HostCall) for v in c.outputs}
 
         def kind(v: str) -> str:
+            if v in p.places:
+                v = p.places[v].base
             if v in p.constants or v in self.packings:
                 return "constant"
             if v in host_made:
@@ -261,7 +270,7 @@ class _Generator:
                     tuple(self.order[d] for d in c.nest.dims),
                     self.text(c.nest.tiles),
                     self.text(scratch_total(c.nest)),
-                    False,
+                    self.text(c.nest.rounds),
                     self.text(k.flops()),
                     self.text(k.bytes_moved()),
                     k.name,

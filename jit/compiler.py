@@ -15,6 +15,7 @@ from onnxjit.artifact import Artifact, TensorInfo
 from onnxjit.codegen.build import Builder
 from onnxjit.codegen.build import key as source_key
 from onnxjit.codegen.cache import Cache
+from onnxjit.codegen.layout import Strided
 from onnxjit.codegen.packing import arranged, pack
 from onnxjit.codegen.signature import signature, to_data
 from onnxjit.codegen.target import Target, host
@@ -133,7 +134,9 @@ def packed_constants(
     for v in generated.constants:
         q = generated.packings.get(v)
         if q is None:
-            data = arranged(program.constants[v], program.layouts.get(v))
+            order = program.layouts.get(v)
+            assert not isinstance(order, Strided), f"the constant {v} has no memory of its own"
+            data = arranged(program.constants[v], order)
             yield np.require(data, requirements=["C", "A"])
             continue
         source = program.constants[q.buffer]

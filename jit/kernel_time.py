@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxjit.bench import Timing, take_turns
 from onnxjit.codegen.evaluate import evaluate_int
+from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.target import host
 from onnxjit.compiler import executor_object
 from onnxjit.kernel_run import Problem
@@ -134,7 +135,7 @@ def _plan(
     for p in problem.signature.params:
         places.append([len(buffers)])
         if p.written:
-            nbytes = evaluate_int(kernel.types[p.buffer].nbytes, problem.sizes)
+            nbytes = problem.memory(p.buffer) * numpy_dtype(p.dtype).itemsize
             buffers.append(Buffer("arena", p.dtype, nbytes))
             continue
         held = arrays[p.buffer]
@@ -150,7 +151,7 @@ def _plan(
             tuple(problem.ints.tolist()),
             problem.tiles,
             problem.scratch_bytes,
-            False,
+            problem.rounds,
             evaluate_int(kernel.flops(), problem.sizes),
             evaluate_int(kernel.bytes_moved(), problem.sizes),
             kernel.name,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 Expression = int | str
-FORMAT = 1
+FORMAT = 2
 KINDS = ("constant", "input", "output", "arena", "host")
 
 _ARRAY, _BYTES = "$array", "$bytes"
@@ -101,9 +101,10 @@ class Buffer:
 class Step:
     """One kernel over tiles [0, tiles): `kernel(ptrs, ints, scratch, begin, end)`.
 
-    kernel: symbol. buffers: ids behind ptrs. scratch: bytes per thread. serial: never split over
-    threads. flops and bytes (whole step) size the chunks and feed the profile; both 0 means
-    unknown, and then a tile counts as a microsecond of work.
+    kernel: symbol. buffers: ids behind ptrs. scratch: bytes per thread. rounds: the tiles are that
+    many equal parts, and each is finished before the next one begins (steps of a recurrence). flops
+    and bytes (whole step) size the chunks and feed the profile; both 0 means unknown, and then a
+    tile counts as a microsecond of work.
     """
 
     kernel: str
@@ -111,7 +112,7 @@ class Step:
     ints: tuple[Expression, ...] = ()
     tiles: Expression = 1
     scratch: Expression = 0
-    serial: bool = False
+    rounds: Expression = 1
     flops: Expression = 0
     bytes: Expression = 0
     name: str = ""

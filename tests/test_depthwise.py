@@ -1,6 +1,7 @@
 """Micro-kernels of depthwise convolutions against NumPy, with unreadable memory around them."""
 
 import ctypes
+from itertools import product
 
 import numpy as np
 import pytest
@@ -89,11 +90,21 @@ def test_unknown_symbols(symbol):
 
 def test_pixels_fit_the_registers():
     for isa in ISAS:
-        for taps in range(1, micro.WIDEST + 1):
-            most = micro.most_pixels(isa, taps)
-            assert most == 1 or most + taps + 2 <= ISAS[isa].registers
-            for count in range(1, 40):
-                assert 1 <= micro.choose_pixels(count, isa, taps, 1) <= min(most, count)
+        for taps, stride, dilation in product(range(1, micro.WIDEST + 1), (1, 2, 4), (1, 3)):
+            most = micro.most_pixels(isa, taps, stride, dilation)
+            live = micro.live_vectors(most, taps, stride, dilation)
+            assert most == 1 or live <= ISAS[isa].registers
+            for count in (1, 2, 7, 30):
+                chosen = micro.choose_pixels(count, isa, taps, stride, dilation)
+                assert 1 <= chosen <= min(most, count)
+
+
+def test_live_vectors():
+    """Of neighbouring pixels, one vector of x leaves with each that comes; with a stride of two,
+    the even columns stay while the odd ones are used, one by one."""
+    assert micro.live_vectors(8, 5, 1, 1) == 8 + 7 + 1
+    assert micro.live_vectors(1, 9, 1, 1) == 3
+    assert micro.live_vectors(4, 3, 2, 1) == 4 + 4 + 1
 
 
 def test_rule_takes_channels_last_and_says_why_not():

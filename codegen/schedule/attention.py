@@ -174,7 +174,7 @@ class AttentionNest(Blocks):
             assert step is not None
             arguments = (
                 Address(self.key_buffer, source), step, count, index(self.depth),
-                Address("keys", at),
+                Address("keys", at), index(self.nr),
             )  # fmt: skip
             return (For(panel, ZERO, Var("panels"), (Call(symbol, arguments),)),)
         j, k = Var("pj"), Var("pk")

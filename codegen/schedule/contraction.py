@@ -17,8 +17,10 @@ cut.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
     ONE,
     ZERO,
@@ -47,9 +49,7 @@ from onnxjit.codegen.loops import (
     Stmt,
     Store,
 )
-from onnxjit.codegen.schedule.axes import (
-    typical,
-)
+from onnxjit.codegen.schedule.axes import coefficient, typical
 from onnxjit.codegen.schedule.contraction_blocking import STRIP_TILES, Shape, choose, limits
 from onnxjit.codegen.schedule.contraction_depth import DEPTH_BLOCK, KBlocks, k_blocks
 from onnxjit.codegen.schedule.contraction_match import (
@@ -58,11 +58,15 @@ from onnxjit.codegen.schedule.contraction_match import (
     recognise,
     stride_of,
 )
-from onnxjit.codegen.schedule.contraction_operands import ROW_IN_BLOCK, Operand, Operands
+from onnxjit.codegen.schedule.contraction_operands import Operand, Operands
+from onnxjit.codegen.schedule.contraction_window import ROW_IN_BLOCK
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
 from onnxjit.codegen.schedule.reduction import replace_node
 from onnxjit.codegen.schedule.register_tile import register_tile
 from onnxjit.codegen.schedule.request import Request
+
+LINE = 16
+"""Elements of a cache line."""
 
 AHEAD = 4096
 """Elements of a panel that are prefetched ahead of the product, 16 KB: enough for memory's latency,
@@ -147,10 +151,7 @@ class ContractionNest(Operands):
         window = self.c.window is not None
         halo = 0
         if window:
-            line_bytes = self.window_row_bytes()
-            if self.row is not None:
-                reach, stride = self.window_reach(self.row)
-                line_bytes, halo = line_bytes * stride, max(0, reach - stride)
+            line_bytes, halo = self.line_bytes()
         else:
             rows = self.m if self.row is not None else index(self.mr)
             line_bytes = poly_mul(rows, self.depth) * 4
@@ -168,7 +169,6 @@ class ContractionNest(Operands):
             nr=self.nr,
             depth=self.depth,
             outer=outer,
-            whole_lines=window and self.row is None,
             limits=limits(self.r, window),
         )
 
@@ -223,19 +223,23 @@ class ContractionNest(Operands):
         self.locals.append(Local("acc", "float32", cells, stack))
         acc_at = poly_mul(slot, index(self.mr * self.nr))
 
-        m0, rows = Var("m0"), Var("rows")
-        body: tuple[Stmt, ...] = self.compute(x, k, acc_at)
-        finish = self.epilogue(m0, rows if self.cover.uneven else index(self.mr), acc_at)
+        m0 = Var("m0")
+        rows = Var("rows") if self.cover.uneven else index(self.mr)
+        finish, line = self.epilogue(m0, rows, acc_at), ()
+        if self.across():
+            finish, line = self.turned(m0, rows, acc_at)
         if k.last is not None:
             finish = (If(k.last, finish),)
+            line = (If(k.last, line),) if line else ()
+        body: tuple[Stmt, ...] = self.compute(x, k, acc_at)
         body = (Assign(m0, poly_mul(mt, self.height)), *body, *finish)
         if self.row is not None:
-            body = (For(mt, ZERO, self.m_tiles, body),)
+            body = (For(mt, ZERO, self.m_tiles, body), *line)
             if self.c.window is not None:
                 body = (Assign(ROW_IN_BLOCK, self.row - self.block_vars()[0]), *body)
             body = (For(self.row, first, last, body),)
         else:
-            body = (For(mt, first, last, body),)
+            body = (For(mt, first, last, body), *line)
         for var, count in reversed(k.loops):
             body = (For(var, ZERO, count, body),)
         body = (For(panel, poly_mul(pb, self.group), self.panel_stop(), body),)
@@ -324,26 +328,70 @@ class ContractionNest(Operands):
             If(full, (Call(main.symbol, arguments),), (Call(tail.symbol, arguments),)),
         )
 
+    def across(self) -> bool:
+        """Whether the output is contiguous along rows, not along columns."""
+        offset, m = self.stage.offset, self.mi
+        return (
+            m is not None
+            and coefficient(offset, m) is ONE
+            and coefficient(offset, self.ni) is not ONE
+        )
+
     def epilogue(self, m0: Expr, rows: Expr, acc_at: Expr) -> tuple[Stmt, ...]:
         """Stores one tile through the output stage's own expression."""
-        nr = self.nr
         i, j = Var("ei"), Var("ej")
-        n0 = poly_mul(Var("panel"), index(nr))
-        value = replace_node(
-            self.stage.value,
-            self.red,
-            Load("acc", (acc_at + poly_mul(i, index(nr)) + j,), "float32"),
+        store = self.store(m0 + i, j, "acc", acc_at + poly_mul(i, index(self.nr)) + j)
+        return self.columns(lambda stop: (For(i, ZERO, rows, (For(j, ZERO, stop, (store,)),)),))
+
+    def turned(
+        self, m0: Expr, rows: Expr, acc_at: Expr
+    ) -> tuple[tuple[Stmt, ...], tuple[Stmt, ...]]:
+        """Transposes one tile in registers, and stores a line of tiles along its rows."""
+        isa = microkernels.ISAS[self.cover.main.isa]
+        symbol = microkernels.pack(ceil_to(self.mr, isa.lanes), isa.name)
+        self.symbols.append(symbol)
+        first, last = self.strip_vars()
+        begin, end = ZERO, self.m
+        tiles: Expr = self.m_tiles
+        if self.row is None:
+            begin = poly_mul(first, self.height)
+            end = apply("min", poly_mul(last, self.height), self.m)
+            most = self.blocking.most_tiles
+            tiles = self.strip if most is None else index(most)
+        # An odd number of cache lines, so that columns do not share a set of L1.
+        half = ceil_div_by(poly_mul(tiles, index(self.mr)) + LINE, index(2 * LINE))
+        step = self.size("step", half * (2 * LINE) + LINE)
+        self.locals.append(Local("turned", "float32", poly_mul(step, index(self.nr)), stack=False))
+        arguments = (
+            Address("acc", acc_at),
+            index(self.nr),
+            rows,
+            index(self.nr),
+            Address("turned", m0 - begin),
+            step,
         )
-        table: dict[Expr, Expr] = {self.ni: n0 + j}
+        i, j = Var("ei"), Var("ej")
+        store = self.store(i, j, "turned", poly_mul(j, step) + i - begin)
+
+        def loops_(stop: Expr) -> tuple[Stmt, ...]:
+            return (For(j, ZERO, stop, (For(i, begin, end, (store,)),)),)
+
+        return (Call(symbol, arguments),), self.columns(loops_)
+
+    def store(self, i: Expr, j: Expr, sums: str, at: Expr) -> Stmt:
+        """Stores the element of row `i` and column `j` of the panel, whose sum is `sums[at]`."""
+        value = replace_node(self.stage.value, self.red, Load(sums, (at,), "float32"))
+        table: dict[Expr, Expr] = {self.ni: poly_mul(Var("panel"), index(self.nr)) + j}
         if self.mi is not None:
-            table[self.mi] = m0 + i
-        store = Store(
+            table[self.mi] = i
+        return Store(
             self.stage.buffer, substitute(self.stage.offset, table), substitute(value, table)
         )
 
-        def loops_(stop: Expr) -> tuple[Stmt, ...]:
-            return (For(i, ZERO, rows, (For(j, ZERO, stop, (store,)),)),)
-
+    def columns(self, loops_: Callable[[Expr], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
+        """`loops_` over the columns of a panel, of which the last may have fewer."""
+        nr = self.nr
+        n0 = poly_mul(Var("panel"), index(nr))
         n = as_int(self.ni.extent)
         if n is None:
             # A constant number of columns where there are as many: it decides the vector width.
@@ -356,6 +404,11 @@ class ContractionNest(Operands):
             return loops_(index(n))
         full = apply("lt", Var("panel"), n // nr)
         return (If(full, loops_(index(nr)), loops_(index(rest))),)
+
+
+def ceil_to(n: int, unit: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-n // unit) * unit
 
 
 def ceil_div_by(a: Expr, b: Expr) -> Expr:

@@ -88,7 +88,6 @@ class Shape:
     nr: int
     depth: Expr
     outer: int
-    whole_lines: bool
     limits: Limits = field(default_factory=Limits)
 
 
@@ -118,7 +117,7 @@ def choose(s: Shape) -> Blocking:
     most = panels if few is None else -(-panels // few)
     blocks = 1
     most_tiles = as_int(poly_mul(strip, s.line_tiles))
-    if most_tiles is None and s.line_tiles is ONE and not s.whole_lines:
+    if most_tiles is None and s.line_tiles is ONE:
         most_tiles = s.limits.strip_tiles
     rows = (most_tiles or s.limits.strip_tiles) * s.mr
     if as_int(s.depth) is not None and not s.copied and rows * depth * 4 > s.limits.strip_bytes:
@@ -142,8 +141,6 @@ def _fixed(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
         k = min(depth, DEPTH)
         strip = min(strip, max(1, s.limits.strip_bytes // max(1, tiles * s.mr * k * 4)))
     most = max(1, s.limits.window_bytes // max(1, line_bytes)) if s.copied else strip
-    if s.whole_lines:
-        most = strip = lines
     work = s.outer * lines * tiles * s.mr * panels * s.nr * depth
     wanted = s.limits.tiles if work > SMALL else 1
     best = min(
@@ -180,9 +177,7 @@ def _traffic(s: Shape, depth: int, panels: int, strip: int, blocks: int, parts: 
 def _symbolic(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
     """Blocks for one line or thousands: where few lines give too few tiles, panels are cut."""
     wanted = s.limits.tiles
-    if s.whole_lines:
-        block = strip = s.lines
-    elif s.line_tiles is ONE and not s.copied:
+    if s.line_tiles is ONE and not s.copied:
         most = s.limits.strip_tiles
         strips = apply("max", (s.lines + (most - 1)) // most, 1)
         block = strip = apply("max", apply("floordiv", s.lines + strips - 1, strips), 1)

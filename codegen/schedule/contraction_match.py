@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from onnxjit.codegen.expr import (
@@ -31,6 +31,13 @@ from onnxjit.codegen.schedule.axes import (
 )
 from onnxjit.codegen.schedule.reduction import replace_node
 from onnxjit.codegen.schedule.request import Declined, Request
+
+FEWEST = 4
+"""Columns that make a tile worth while."""
+
+
+LONG = 64
+"""Columns that fill the widest tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +96,8 @@ def recognise(r: Request) -> Contraction:
     if window is not None:
         swap = q.buffer == window.buffer
     elif k.types[final.buffer].rank > 2 and fixed[0] != fixed[1]:
-        swap = fixed[0]
+        # The constant has the columns, unless they are too few for a tile: then it has the rows.
+        swap = fixed[0] != few_columns(order, in_p if fixed[0] else in_q, stage.offset)
     elif not any(a in in_q and a not in in_p for a in order):
         swap = True
     x, y = (q, p) if swap else (p, q)
@@ -116,9 +124,16 @@ def recognise(r: Request) -> Contraction:
     if any(a not in in_x and a not in in_y for a in red.axes):
         raise Declined("a summed axis occurs in no operand")
     width = as_int(column_axis(n, stage.offset).extent)
-    if width is not None and width < 4 and window is None:
+    if width is not None and width < FEWEST and window is None:
         raise Declined(f"only {width} columns")
     return Contraction(stage, red, x, y, batch, m, n, red.axes, window)
+
+
+def few_columns(order: Sequence[Axis], of: Collection[Axis], offset: Expr) -> bool:
+    """Whether a constant over the axes `of` has less than FEWEST columns."""
+    columns = [a for a in order if a in of]
+    width = as_int(column_axis(columns, offset).extent) if columns else None
+    return width is not None and width < FEWEST
 
 
 def stride_of(e: Expr, a: Axis) -> float:
@@ -127,11 +142,13 @@ def stride_of(e: Expr, a: Axis) -> float:
 
 
 def column_axis(n: Sequence[Axis], offset: Expr) -> Axis:
-    """The column axis that register tiles run along: contiguous in the output, or the longest."""
+    """The column axis that register tiles run along: contiguous in the output, or the longest; of
+    several that fill any tile, the one with the least stride."""
 
-    def key(a: Axis) -> tuple[bool, int]:
+    def key(a: Axis) -> tuple[bool, int, float]:
         size = typical(a.extent)
-        return (coefficient(offset, a) is ONE and size >= 8, size)
+        contiguous = coefficient(offset, a) is ONE and size >= 8
+        return contiguous, min(size, LONG), -stride_of(offset, a)
 
     return max(n, key=key)
 

@@ -327,7 +327,7 @@ def nest(r: Request, buffer: str, d: Depthwise, isa: str) -> LoopNest:
 
     low, high = d.interior
     pixels = as_int(high - low)
-    step = microkernel.choose_pixels(pixels, isa, width_taps, d.stride)
+    step = microkernel.choose_pixels(pixels, isa, width_taps, d.stride, d.dilation)
     body: list[Stmt] = [*setup, *border(ZERO, low)]
 
     def whole(count_: int, at: Expr) -> Call:

@@ -8,6 +8,7 @@ from onnxjit.passes.attention import fuse_attention
 from onnxjit.passes.fold_constants import fold_constants
 from onnxjit.passes.fold_scales import fold_scales
 from onnxjit.passes.fuse import fuse
+from onnxjit.passes.join import join_in_place
 from onnxjit.passes.layouts import assign_layouts
 from onnxjit.passes.lower import lower, prune_program
 from onnxjit.program import Program
@@ -18,6 +19,7 @@ PIPELINE = (
     ("fold_scales", fold_scales),
     ("assign_layouts", assign_layouts),
     ("fuse_attention", fuse_attention),
+    ("join_in_place", join_in_place),
 )
 
 
