@@ -298,9 +298,7 @@ class _Generator:
     def columns(self, x: Any, sums: list[Any], vectors: int) -> list[Any]:
         """One row of the columns that the windows hold."""
         spec, before = self.spec, 0
-        for k, q in enumerate(
-            positions(spec.pixels, spec.taps or 1, spec.stride, spec.dilation)
-        ):
+        for k, q in enumerate(positions(spec.pixels, spec.taps or 1, spec.stride, spec.dilation)):
             x = self.at(x, self.build.mul(self.bytes["pixel"], self.const(q - before)))
             before = q
             for v in range(vectors):

@@ -54,7 +54,19 @@ def check(symbol, isa, pixels, taps, stride, dilation, channels, rows):
                     want[p] += left * (w.array[k : k + channels] if kind == "depthwise" else 1)
     step = gap if "border" not in symbol else gap * dilation
     function(
-        x.address, row, step, rows, w.address, taps * gap, gap, taps, y.address, ldy, channels, row, 2
+        x.address,
+        row,
+        step,
+        rows,
+        w.address,
+        taps * gap,
+        gap,
+        taps,
+        y.address,
+        ldy,
+        channels,
+        row,
+        2,
     )
     for p in range(pixels):
         got = y.array[p * ldy : p * ldy + channels]

@@ -303,6 +303,7 @@ class WindowNest:
         channels = as_int(d.lane.extent) or 0
         held = as_int(self.held) or 3 * self.step
         most = WIDE if self.direct is not None else max(lanes, SUMS // held)
+        most = self.r.choice("channels", most, (32, 128))
         self.width = channel_block(channels, most, lanes)
         blocks = -(-channels // self.width)
         self.block = Axis("cb", blocks)
