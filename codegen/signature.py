@@ -7,13 +7,15 @@ which every distinct one occurs once, children before parents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from onnxjit.codegen.canonical import canonical
 from onnxjit.codegen.emit_cpu import scratch_total
 from onnxjit.codegen.expr import Apply, Axis, Const, Dim, Expr, Load, Poly, Reduce
+from onnxjit.codegen.fingerprint import content_key
 from onnxjit.codegen.kernel import Kernel, Stage, TensorType
 from onnxjit.codegen.layout import Layout, Strided
 from onnxjit.codegen.loops import LoopNest, Param
@@ -58,26 +60,45 @@ def signature(kernel: Kernel, nest: LoopNest, layouts: Mapping[str, Layout]) -> 
     )
 
 
-def to_data(s: Signature) -> dict[str, Any]:
-    """A signature in JSON's types."""
-    table = _Writer()
-    k = s.definition
+def structure(kernel: Kernel, layouts: Mapping[str, Layout], constants: Iterable[str]) -> str:
+    """32 hexadecimal digits that are equal for kernels which are equal but for names, in layouts
+    and in which inputs are constants. `kernel` is under its standard names."""
+    table = _Writer(anonymous=True)
+    definition = _kernel_data(kernel, table)
+    where = _layouts_data(dict(sorted(layouts.items())), table)
+    data = [definition, where, sorted(constants), table.nodes]
+    return content_key(json.dumps(data).encode())
+
+
+def _kernel_data(k: Kernel, table: _Writer) -> dict[str, Any]:
     types = {b: [t.dtype, table.all(t.shape)] for b, t in k.types.items()}
     stages = [[x.buffer, table.all(x.axes), table.add(x.value), table.all(x.index)]
               for x in k.stages]  # fmt: skip
     return {
-        "name": k.name,
         "inputs": k.inputs,
         "outputs": k.outputs,
         "types": types,
         "stages": stages,
         "clock": table.all([] if k.clock is None else [k.clock]),
+    }
+
+
+def _layouts_data(layouts: Mapping[str, Layout], table: _Writer) -> dict[str, Any]:
+    return {
+        b: {"steps": table.all(x.steps)} if isinstance(x, Strided) else x
+        for b, x in layouts.items()
+    }
+
+
+def to_data(s: Signature) -> dict[str, Any]:
+    """A signature in JSON's types."""
+    table = _Writer()
+    return {
+        "name": s.definition.name,
+        **_kernel_data(s.definition, table),
         "params": [[p.buffer, p.dtype, p.written] for p in s.params],
         "dims": s.dims,
-        "layouts": {
-            b: {"steps": table.all(x.steps)} if isinstance(x, Strided) else x
-            for b, x in s.layouts.items()
-        },
+        "layouts": _layouts_data(s.layouts, table),
         "packings": [[getattr(p, f.name) for f in fields(p)] for p in s.packings.values()],
         "tiles": table.add(s.tiles),
         "scratch": table.add(s.scratch),
@@ -122,10 +143,14 @@ def _tuples(value: Any) -> Any:
 
 
 class _Writer:
-    """The table of nodes, as it grows; a node is a tag, plain values and numbers of nodes."""
+    """The table of nodes, as it grows; a node is a tag, plain values and numbers of nodes.
 
-    def __init__(self) -> None:
+    `anonymous`: sizes are numbered by their first occurrence instead of named.
+    """
+
+    def __init__(self, anonymous: bool = False) -> None:
         self.nodes: list[list[Any]] = []
+        self._sizes: dict[str, str] | None = {} if anonymous else None
         self._numbers: dict[Expr, int] = {}
 
     def all(self, exprs: Sequence[Expr]) -> list[int]:
@@ -145,7 +170,8 @@ class _Writer:
         if isinstance(e, Axis):
             return ["axis", e.name, self.add(e.extent)]
         if isinstance(e, Dim):
-            return ["dim", e.name]
+            known = self._sizes
+            return ["dim", e.name if known is None else known.setdefault(e.name, f"{len(known)}")]
         if isinstance(e, Load):
             return ["load", e.buffer, self.all(e.index), e.dtype]
         if isinstance(e, Apply):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from onnxjit.codegen.layout import Strided
 from onnxjit.codegen.packing import arranged, pack
 from onnxjit.codegen.signature import signature, to_data
 from onnxjit.codegen.target import Target, host
+from onnxjit.codegen.tuned import Table
 from onnxjit.codegen_calls import Generated, ScheduledCall, generate
 from onnxjit.dims import DimExpr
 from onnxjit.errors import ModelError
@@ -28,6 +29,9 @@ from onnxjit.passes import run_pipeline
 from onnxjit.program import Program
 from onnxjit.runtime.plan import Expression, Plan, Step
 from onnxjit.runtime.threads import aligned
+
+if TYPE_CHECKING:
+    from onnxjit.tuning import Budget
 
 Progress = Callable[[int, int], None]
 Shapes = Sequence[tuple[int, ...]]
@@ -74,13 +78,16 @@ def build_model(
     progress: Progress | None = None,
     observe: Callable[[str, Program], None] | None = None,
     constants: Callable[[Iterator[np.ndarray]], None] | None = None,
+    tuned: Table | None = None,
+    budget: Budget | None = None,
 ) -> tuple[Graph, Artifacts]:
     """Compiles a model; returns the imported graph and the artifacts.
 
     `shapes` are concrete shapes of all inputs, for code that serves only those. `builder` is used
     instead of a new one and stays open (many small models share its workers). `constants` takes
     the plan's constants one after the other, while kernels are being compiled, and the result then
-    has none: no two of them need memory at the same time.
+    has none: no two of them need memory at the same time. `tuned` has the variants of kernels that
+    were measured before; with a `budget`, those that it lacks are measured now and added.
     """
     target = target or host()
     with nullcontext(builder) if builder else Builder(target, jobs, cache) as builder:
@@ -89,7 +96,12 @@ def build_model(
         if shapes is not None:
             graph = with_shapes(graph, shapes)
         program = run_pipeline(graph, target, observe)
-        generated = generate(program, target, builder.submit)
+        if budget is not None and tuned is not None:
+            from onnxjit.tuning import tune
+
+            check_names(budget.sizes, graph)
+            tune(program, builder, cache, tuned, budget, progress)
+        generated = generate(program, target, builder.submit, tuned)
         generated.plan = with_names(generated.plan)
         distinct = {s.text: s for s in generated.sources}
         ordered = sorted(distinct.values(), key=lambda s: -len(s.text))
@@ -134,6 +146,18 @@ def packed_constants(
         yield pack(source, q, memory[:nbytes].view(source.dtype))
 
 
+def check_names(sizes: Mapping[str, int], graph: Graph) -> None:
+    """Raises `ModelError` for sizes of dimensions that the model's inputs do not have."""
+    dims = [d for v in graph.inputs for d in v.shape or () if isinstance(d, DimExpr)]
+    known = {s.name for s in graph.dims} | {d.text for d in dims}
+    unknown = sorted(sizes.keys() - known)
+    if unknown:
+        raise ModelError(
+            f"no dimension is called {', '.join(map(repr, unknown))}; the model has "
+            f"{', '.join(sorted(repr(name) for name in known if name)) or 'none'}"
+        )
+
+
 def with_shapes(graph: Graph, shapes: Shapes) -> Graph:
     """The graph for inputs of exactly these shapes."""
     if len(shapes) != len(graph.inputs):
@@ -167,7 +191,7 @@ def artifact_of(
         tuple(parts.objects.values()),
         tuple(parts.constants),
         tuple(_info(v, plan, b, graph) for v, b in zip(graph.inputs, plan.inputs, strict=True)),
-        tuple(_info(v, plan, b, graph) for v, b in zip(graph.outputs, plan.outputs, strict=True)),
+        tuple(_info(v, plan, b, graph) for v, b in zip(graph.outputs, plan.results, strict=True)),
         {**graph.metadata, "overridable": overridable},
         kernels_text(parts.program, parts.generated, target),
         target.code_key,
@@ -242,6 +266,8 @@ def kernels_text(program: Program, generated: Generated, target: Target) -> byte
                 "tiles": step.tiles,
                 "scratch": step.scratch,
                 "signature": signatures[id(nest)],
+                "variant": dict(c.tuned.choices) if c.tuned else {},
+                "gain": c.tuned.gain if c.tuned else 1.0,
             }
         )
     data = {

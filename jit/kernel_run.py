@@ -10,7 +10,7 @@ import ctypes
 import itertools
 import linecache
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from onnxjit.codegen.evaluate import evaluate, evaluate_int
 from onnxjit.codegen.expr import Load, walk
 from onnxjit.codegen.kernel import Kernel
 from onnxjit.codegen.layout import elements, span, strides
-from onnxjit.codegen.packing import pack
+from onnxjit.codegen.packing import Packing, pack
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.signature import Signature
 from onnxjit.kernel_sizes import Sizes
@@ -78,11 +78,13 @@ class _Guarded:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A kernel at given sizes with arrays for its inputs, by the buffers of its signature."""
+    """A kernel at given sizes with arrays for its inputs, by the buffers of its signature; `made`
+    keeps what `physical` has made of them."""
 
     signature: Signature
     sizes: Sizes
     inputs: Mapping[str, np.ndarray]
+    made: dict[tuple[str, Packing | None], np.ndarray] = field(default_factory=dict, compare=False)
 
     @property
     def tiles(self) -> int:
@@ -124,12 +126,14 @@ class Problem:
 
     def physical(self, buffer: str) -> np.ndarray:
         """An input as the kernel gets it: flat, where its layout has it, packed."""
-        s = self.signature
-        data = self.inputs[buffer]
-        flat = np.empty(self.memory(buffer), data.dtype)
-        flat.view(np.uint8)[:] = _UNWRITTEN
-        self.logical(buffer, flat)[...] = data
-        return pack(flat, s.packings[buffer]) if buffer in s.packings else flat
+        packing = self.signature.packings.get(buffer)
+        if (buffer, packing) not in self.made:
+            data = self.inputs[buffer]
+            flat = np.empty(self.memory(buffer), data.dtype)
+            flat.view(np.uint8)[:] = _UNWRITTEN
+            self.logical(buffer, flat)[...] = data
+            self.made[buffer, packing] = flat if packing is None else pack(flat, packing)
+        return self.made[buffer, packing]
 
     def logical(self, buffer: str, flat: np.ndarray) -> np.ndarray:
         """The elements of a buffer in logical order, as a view of its memory."""

@@ -50,7 +50,7 @@ from onnxjit.codegen.loops import (
     Store,
 )
 from onnxjit.codegen.schedule.axes import coefficient, typical
-from onnxjit.codegen.schedule.contraction_blocking import STRIP_TILES, Shape, choose
+from onnxjit.codegen.schedule.contraction_blocking import STRIP_TILES, Shape, choose, limits
 from onnxjit.codegen.schedule.contraction_depth import DEPTH_BLOCK, KBlocks, k_blocks
 from onnxjit.codegen.schedule.contraction_match import (
     Contraction,
@@ -62,6 +62,7 @@ from onnxjit.codegen.schedule.contraction_operands import Operand, Operands
 from onnxjit.codegen.schedule.contraction_window import ROW_IN_BLOCK
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
 from onnxjit.codegen.schedule.reduction import replace_node
+from onnxjit.codegen.schedule.register_tile import register_tile
 from onnxjit.codegen.schedule.request import Request
 
 LINE = 16
@@ -120,7 +121,7 @@ class ContractionNest(Operands):
 
         self.m = self.mi.extent if self.mi is not None else ONE
         static = as_int(self.m)
-        self.cover = microkernels.select(static, as_int(self.ni.extent), self.r.target)
+        self.cover = register_tile(self.r, static, as_int(self.ni.extent))
         self.mr, self.nr = self.cover.main.mr, self.cover.nr
         self.height: Expr = Var("height") if static is None else index(self.mr)
         self.depth = product(a.extent for a in k_axes)
@@ -170,6 +171,7 @@ class ContractionNest(Operands):
             nr=self.nr,
             depth=self.depth,
             outer=outer,
+            limits=limits(self.r, window),
         )
 
     def block_vars(self) -> tuple[Expr, Expr]:
@@ -273,7 +275,8 @@ class ContractionNest(Operands):
     def tile_order(self, row_blocks: Axis, panel_blocks: Axis) -> tuple[Axis, Axis]:
         """Neighbouring parallel tiles share the larger of the operands."""
         rows = as_int(poly_mul(self.lines, self.line_tiles))
-        if rows is not None and rows * self.mr > typical(self.panels) * self.nr:
+        larger = rows is not None and rows * self.mr > typical(self.panels) * self.nr
+        if self.r.choice("rows_first", int(larger), (0, 1)):
             return row_blocks, panel_blocks
         return panel_blocks, row_blocks
 
