@@ -125,7 +125,7 @@ class Compiled:
         tiles = evaluate_int(self.nest.tiles, dims)
         types = self.kernel.types
         whole = execute(self.nest, self.entry, physical, types, dims, [(0, tiles)])
-        pieces = random_pieces(tiles, np.random.default_rng(seed))
+        pieces = random_pieces(self.nest, dims, np.random.default_rng(seed))
         again = execute(self.nest, self.entry, physical, types, dims, pieces)
         for b, a in whole.items():
             np.testing.assert_array_equal(again[b], a, err_msg="the order of tiles matters")
@@ -176,12 +176,19 @@ def execute(
     return {p.buffer: buffers[p.buffer].array.copy() for p in nest.params if p.written}
 
 
-def random_pieces(tiles: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """[0, tiles) cut at random and shuffled: tiles must not depend on each other."""
-    cuts = sorted({0, tiles, *rng.integers(0, tiles + 1, 5).tolist()})
-    pieces = list(itertools.pairwise(cuts))
-    rng.shuffle(pieces)
-    return pieces
+def random_pieces(
+    nest: LoopNest, dims: Mapping[str, int], rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """The tiles of each round of a nest cut at random and shuffled: they must not depend on each
+    other."""
+    tiles, rounds = (evaluate_int(e, dims) for e in (nest.tiles, nest.rounds))
+    share, found = tiles // max(rounds, 1), []
+    for first in range(0, tiles, max(share, 1)):
+        cuts = sorted({0, share, *rng.integers(0, share + 1, 5).tolist()})
+        pieces = [(first + a, first + b) for a, b in itertools.pairwise(cuts)]
+        rng.shuffle(pieces)
+        found += pieces
+    return found
 
 
 def logical(flat: np.ndarray, shape: Sequence[int], order: tuple[int, ...] | None) -> np.ndarray:
@@ -381,8 +388,7 @@ def run_program(low: Lowered, feeds: Mapping[str, np.ndarray], seed: int = 0) ->
         pairs = list(zip(c.nest.params, c.buffers, strict=True))
         physical = {x.buffer: flat[b] for x, b in pairs if not x.written}
         written = {x.buffer: types[b] for x, b in pairs if x.written}
-        tiles = evaluate_int(c.nest.tiles, dims)
-        pieces = random_pieces(tiles, np.random.default_rng(seed))
+        pieces = random_pieces(c.nest, dims, np.random.default_rng(seed))
         made = execute(c.nest, lab().entry(c.source), physical, written, dims, pieces)
         flat.update({b: made[x.buffer] for x, b in pairs if x.written})
     out = []
