@@ -37,6 +37,14 @@ Inputs = Annotated[
         "--input", metavar="NAME=FILE.npy", help="Array for an input; random if not given."
     ),
 ]
+Tune = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=0.0,
+        help="Measure variants of the kernels for so long; the fastest serve later runs, too.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the random inputs.")]
 
 

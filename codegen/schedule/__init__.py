@@ -13,7 +13,7 @@ from onnxjit.codegen.schedule.depthwise import depthwise
 from onnxjit.codegen.schedule.pointwise import pointwise
 from onnxjit.codegen.schedule.recurrence import recurrence
 from onnxjit.codegen.schedule.reduction import reduction
-from onnxjit.codegen.schedule.request import Declined, Request
+from onnxjit.codegen.schedule.request import Declined, Request, Variant
 from onnxjit.codegen.schedule.rows import rows
 from onnxjit.codegen.schedule.winograd import winograd
 
@@ -54,4 +54,4 @@ def schedule(r: Request) -> LoopNest:
     raise NoSchedule(r.kernel.name, tuple(declined))
 
 
-__all__ = ["RULES", "Declined", "NoSchedule", "Request", "schedule"]
+__all__ = ["RULES", "Declined", "NoSchedule", "Request", "Variant", "schedule"]

@@ -40,7 +40,7 @@ from onnxjit.codegen.schedule.axes import typical
 from onnxjit.codegen.schedule.recognised import Recogniser
 from onnxjit.codegen.schedule.rows import align_rows
 from onnxjit.codegen.target import Target
-from onnxjit.program import HostCall, KernelCall, Program
+from onnxjit.program import Call, KernelCall, Program
 
 LARGEST = 400
 """Most nodes of a fused expression: bounds compile time."""
@@ -60,7 +60,7 @@ def fuse(p: Program, target: Target) -> Program:
 class _Fusion:
     def __init__(self, p: Program, target: Target) -> None:
         self.p, self.target = p, target
-        self.calls: list[KernelCall | HostCall | None] = list(p.calls)
+        self.calls: list[Call | None] = list(p.calls)
         self.maker: dict[str, int] = {}
         self.users: dict[str, set[int]] = {}
         self.outputs = set(p.outputs)

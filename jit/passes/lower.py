@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from onnxjit.codegen.kernel import (
 )
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.tensor import (
+    NO_FAULT,
     DefinitionError,
     NeedsValue,
     Tensor,
@@ -56,7 +58,7 @@ from onnxjit.passes.late import (
     interpreted_call,
     unstored,
 )
-from onnxjit.program import DimSource, Guard, HostCall, KernelCall, Program
+from onnxjit.program import Call, DimSource, Guard, HostCall, KernelCall, Program
 
 FOLD_ELEMENTS = 65536
 """Constant results up to this size are computed while lowering; larger ones after fusion, when
@@ -86,6 +88,7 @@ class _Lowering:
         self.calls: list[KernelCall | HostCall] = []
         self.dims: list[DimSource] = []
         self.guards: dict[tuple[Expr, Expr], str] = {}
+        self.faults: dict[str, str] = {}
         self.declared: set[tuple[Expr, Expr]] = set()
         self.unsupported: list[UnsupportedNode] = []
         self.late = LatePart()
@@ -107,13 +110,14 @@ class _Lowering:
         inputs = tuple(self.ids[v.name] for v in g.inputs)
         program = Program(
             inputs,
-            tuple(self.ids[v.name] for v in g.outputs),
+            (*(self.ids[v.name] for v in g.outputs), *self.faults),
             tuple(self.calls),
             self.types,
             self.constants,
             self.labels,
             tuple(self.dims),
             tuple(Guard(*k, m, k not in self.declared) for k, m in self.guards.items()),
+            tuple(self.faults.values()),
         )
         return prune_program(program)
 
@@ -347,6 +351,8 @@ class _Lowering:
             vids = [v for v, _, _ in made]
             self.calls.append(interpreted_call(node, len(self.calls), args_, vids))
             return
+        if fixed and self.fold(kernel, inputs):
+            return
         for vid, _, t in made:
             self.types[vid] = kernel.types[vid]
             probe = Trace()
@@ -356,16 +362,30 @@ class _Lowering:
                 self.guard(probe, node)
         if all(v in self.constants for v, _, _ in made):
             return
-        if fixed and self.fold(kernel, inputs):
-            return
         left = tuple(v for v in kernel.outputs if v not in self.constants)
-        if left != kernel.outputs:
-            kept = prune(kernel.stages, left)
-            ins = used_inputs(kept, inputs)
-            kernel = Kernel(kernel.name, ins, left, kept, kernel.types, kernel.clock)
-        kernel = self.fold_stages(kernel)
+        kernel = self.fold_stages(with_outputs(kernel, left))
         for part in self.before_clock(kernel) if kernel.clock is not None else separate(kernel):
             self.calls.append(KernelCall(part, (str(node),)))
+        self.expect(trace, node, inputs)
+
+    def expect(self, trace: Trace, node: Node, inputs: Sequence[str]) -> None:
+        """A kernel for each question to the data that a definition has asked."""
+        for ask, text in trace.faults:
+            own = Trace()
+            own.types.update(trace.types)
+            with own.active():
+                answer = ask()
+            v = self.value("")
+            kernel = finish("index_check", own, [(v, answer)], inputs)
+            message = f"{node}: {text}"
+            if all(i in self.constants for i in kernel.inputs):
+                (found,) = evaluate(kernel, {i: self.constants[i] for i in kernel.inputs})
+                if found != NO_FAULT:
+                    raise ModelError(f"{message}: {found}")
+                continue
+            self.types[v] = kernel.types[v]
+            self.calls.append(KernelCall(kernel, (str(node),)))
+            self.faults[v] = message
 
     def guard(self, trace: Trace, node: Node) -> None:
         for pair in trace.guards:
@@ -560,12 +580,24 @@ def dim_expression(d: Any) -> Expr:
 
 
 def prune_program(p: Program) -> Program:
-    """Drops calls and constants that no output needs."""
+    """Drops calls, outputs of kernels and constants that no output of the program needs."""
     need = set(p.outputs)
-    kept = []
+    kept: list[Call] = []
     for c in reversed(p.calls):
-        if need & set(c.outputs):
-            kept.append(c)
-            need |= set(c.inputs)
+        if not need & set(c.outputs):
+            continue
+        if isinstance(c, KernelCall):
+            c = replace(c, kernel=with_outputs(c.kernel, [v for v in c.outputs if v in need]))
+        kept.append(c)
+        need |= set(c.inputs)
     constants = {v: a for v, a in p.constants.items() if v in need}
     return p.replace(calls=tuple(reversed(kept)), constants=constants)
+
+
+def with_outputs(k: Kernel, outputs: Sequence[str]) -> Kernel:
+    """The kernel with what makes these outputs alone."""
+    if len(outputs) == len(k.outputs):
+        return k
+    stages = prune(k.stages, outputs)
+    ins = used_inputs(stages, k.inputs)
+    return Kernel(k.name, ins, tuple(outputs), stages, k.types, k.clock)
