@@ -430,18 +430,6 @@ def run_program(low: Lowered, feeds: Mapping[str, np.ndarray], seed: int = 0) ->
         assert isinstance(c, ScheduledCall), "host steps are not for this test"
         types.update(c.call.kernel.types)
         pairs = list(zip(c.nest.params, c.buffers, strict=True))
-<<<<<<< HEAD
-        physical = {x.buffer: flat[b] for x, b in pairs if not x.written}
-        written = {x.buffer: types[b] for x, b in pairs if x.written}
-        pieces = random_pieces(c.nest, dims, np.random.default_rng(seed))
-        made = execute(c.nest, lab().entry(c.source), physical, written, dims, pieces)
-        flat.update({b: made[x.buffer] for x, b in pairs if x.written})
-    out = []
-    for v in p.outputs:
-        shape = [evaluate_int(d, dims) for d in types[v].shape]
-        out.append(logical(flat[v], shape, p.layouts.get(v)))
-    return out
-=======
         physical = {
             x.buffer: flat[b]
             if b in low.constants
@@ -450,8 +438,7 @@ def run_program(low: Lowered, feeds: Mapping[str, np.ndarray], seed: int = 0) ->
             if not x.written
         }
         written = {x.buffer: b for x, b in pairs if x.written}
-        tiles = evaluate_int(c.nest.tiles, dims)
-        pieces = random_pieces(tiles, np.random.default_rng(seed))
+        pieces = random_pieces(c.nest, dims, np.random.default_rng(seed))
         made = execute(
             c.nest,
             lab().entry(c.source),
@@ -467,7 +454,6 @@ def run_program(low: Lowered, feeds: Mapping[str, np.ndarray], seed: int = 0) ->
     count = len(results) - len(p.faults)
     assert all(found == NO_FAULT for found in results[count:])
     return results[:count]
->>>>>>> main
 
 
 def run_model(
