@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 
 from onnxjit.codegen.dialect_table import (
-    DEPTHWISE_SYMBOL,
     DTYPES,
     GEMM_SIZE,
     PACK_SYMBOL,
+    WINDOW_SYMBOL,
     family_of,
 )
 
@@ -297,22 +297,27 @@ def _gemm_rows(symbol: str) -> Callable[..., None]:
     return call
 
 
-def _depthwise(symbol: str) -> Callable[..., None]:
-    match = DEPTHWISE_SYMBOL.fullmatch(symbol)
+def _window(symbol: str) -> Callable[..., None]:
+    match = WINDOW_SYMBOL.fullmatch(symbol)
     assert match is not None
     pixels, stride, dilation = (int(match[k] or 1) for k in ("t", "stride", "dilation"))
+    join = np.maximum if match["kind"] == "maxpool" else np.add
+    first = -np.inf if match["kind"] == "maxpool" else 0.0
 
     def call(
         x: Buffer, x_index: int, row: int, pixel: int, rows: int,
         w: Buffer, w_index: int, wrow: int, wtap: int, taps: int,
-        y: Buffer, y_index: int, ldy: int, n: int,
+        y: Buffer, y_index: int, ldy: int, n: int, line: int, fresh: int,
     ) -> None:  # fmt: skip
         for p in range(pixels):
-            total = np.zeros(int(n), _NUMPY[x.dtype])
+            total = np.full(int(n), first, _NUMPY[x.dtype])
             for i in range(rows):
                 for j in range(taps):
                     at = x_index + i * row + (p * stride + j * dilation) * pixel
-                    total += x.view(at, n) * w.view(w_index + i * wrow + j * wtap, n)
+                    value = x.view(at, n)
+                    if match["kind"] == "depthwise":
+                        value = value * w.view(w_index + i * wrow + j * wtap, n)
+                    total = join(total, value)
             y.view(y_index + p * ldy, n)[:] = total
 
     return call
@@ -360,7 +365,7 @@ def _softmax(symbol: str) -> Callable[..., None]:
 
 _CALLS: dict[str, Callable[[str], Callable[..., None]]] = {
     "gemm": _gemm, "gemm_rows": _gemm_rows, "pack": _pack, "softmax": _softmax,
-    "depthwise": _depthwise,
+    "window": _window,
 }  # fmt: skip
 
 _RANGED = {"floor": np.floor, "ceil": np.ceil, "round": np.rint, "trunc": np.trunc}

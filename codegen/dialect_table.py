@@ -14,9 +14,9 @@ GEMM_SIZE = re.compile(r"_(?:1to)?(?P<mr>\d+)x(?P<nr>\d+)_")
 """Rows and columns in the symbol of a GEMM tile."""
 
 PACK_SYMBOL = re.compile(r"pack_f32_(?P<nr>[1-9]\d*)_[a-z0-9]+")
-DEPTHWISE_SYMBOL = re.compile(
-    r"depthwise_f32_(?:(?P<t>[1-9]\d*)x[1-9]\d*s(?P<stride>[1-9]\d*)d(?P<dilation>[1-9]\d*)|border)"
-    r"_[a-z0-9]+"
+WINDOW_SYMBOL = re.compile(
+    r"(?P<kind>depthwise|sumpool|maxpool)_f32_(?:(?P<t>[1-9]\d*)x(?P<kw>[1-9]\d*)"
+    r"s(?P<stride>[1-9]\d*)d(?P<dilation>[1-9]\d*)|border)_(?P<isa>[a-z0-9]+)"
 )
 
 
@@ -49,11 +49,11 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("pack", PACK_SYMBOL, ("float32@", "int64", "int64", "int64", "float32@", "int64")),
     Family(
-        "depthwise",
-        DEPTHWISE_SYMBOL,
+        "window",
+        WINDOW_SYMBOL,
         (
             "float32@", "int64", "int64", "int64", "float32@", "int64", "int64", "int64",
-            "float32@", "int64", "int64",
+            "float32@", "int64", "int64", "int64", "int64",
         ),
     ),
 )  # fmt: skip

@@ -21,6 +21,7 @@ from onnxjit.codegen.expr import (
     as_int,
     children,
     leaves,
+    loads,
     substitute,
     walk,
 )
@@ -344,6 +345,9 @@ class CpuPrinter(Printer):
 
 
 def has_normal_reciprocal(e: Expr) -> bool:
+    """Whether `e` is a constant, or a number of elements, that `divide_by` can divide by."""
+    if isinstance(e, Apply) and e.fn == "cast":
+        return e.args[0].dtype == INDEX and not loads(e.args[0])
     return isinstance(e, Const) and 2.0**-120 < abs(e.value) < 2.0**120
 
 

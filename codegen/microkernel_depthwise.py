@@ -1,42 +1,43 @@
-"""Micro-kernel of depthwise convolutions: neighbouring output pixels share loads.
+"""Micro-kernel of depthwise convolutions and pooling: neighbouring output pixels share loads.
 
-    depthwise_f32_{t}x{kw}s{stride}d{dilation}_{isa}     t pixels, windows of kw taps
-    depthwise_f32_border_{isa}                           one pixel, `taps` taps
+    {kind}_f32_{t}x{kw}s{stride}d{dilation}_{isa}     t pixels, windows of kw taps
+    {kind}_f32_border_{isa}                           one pixel, `taps` taps
 
     void f(const float* x, i64 row, i64 pixel, i64 rows, const float* w, i64 wrow, i64 wtap,
-           i64 taps, float* y, i64 ldy, i64 n)
-    y[p*ldy + c] = sum(i < rows, j < taps) x[i*row + (p*stride + j*dilation)*pixel + c]
-                                         * w[i*wrow + j*wtap + c]        for p < t, c < n
+           i64 taps, float* y, i64 ldy, i64 n, i64 line, i64 fresh)
+    y[p*ldy + c] = over i < rows, j < taps    of e = x[i*row + (p*stride + j*dilation)*pixel + c]
+                   depthwise: the sum of e * w[i*wrow + j*wtap + c]
+                   sumpool:   the sum of e
+                   maxpool:   the largest e; NaN where there is one        for p < t, c < n
 
 All distances count elements; n is at least the number of lanes, and taps is kw where the symbol
 says so (in the border kernel, `pixel` is the distance of two taps). With no row nothing is read and
-the sum is zero. Nothing outside the elements named above is touched: the last vector of channels
-overlaps the one before it where n is no multiple of the lanes. The border of a padded image is a
-smaller window, with fewer rows and fewer taps, so there is no condition inside.
+the result is 0 or -inf. Nothing outside the elements named above is touched: the last vector of
+channels overlaps the one before it where n is no multiple of the lanes. The border of a padded
+image is a smaller window, with fewer rows and fewer taps, so there is no condition inside.
+`line` and `fresh` are a hint: of so many rows of x below the window, `line` apart, the pixels that
+come anew are prefetched, wherever they lie.
 
-Each loaded vector of x feeds every pixel whose window holds it, and each vector of weights all t
+Of a convolution each loaded vector of x feeds every pixel whose window holds it, and each vector of weights all t
 pixels, so that t * kw multiply-adds take about t * stride + 2 * kw loads where one pixel at a time
 takes 2 * t * kw. All pixels take a tap before any takes the next, so that neighbouring operations
-are independent: a scheduler of a hundred operations holds little more than a row of taps.
+are independent: a scheduler of a hundred operations holds little more than a row of taps. Pooling
+first joins the rows of each column, which all windows that hold the column share.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from onnxjit.codegen.dialect_table import WINDOW_SYMBOL
 from onnxjit.codegen.microkernels import ISAS, Isa, isa_of, runs
 from onnxjit.codegen.target import Target
 
 if TYPE_CHECKING:
     from llvmlite import ir as ir_types
 
-SYMBOL = re.compile(
-    r"depthwise_f32_(?:(?P<t>[1-9]\d*)x(?P<kw>[1-9]\d*)s(?P<stride>[1-9]\d*)d(?P<dilation>[1-9]\d*)"
-    r"|border)_(?P<isa>[a-z0-9]+)"
-)
 PIXELS = 8
 """Most pixels of one step: enough chains of multiply-adds to hide their latency."""
 
@@ -51,6 +52,7 @@ class Window:
     """What a symbol says. The border kernel has `taps` None: their number is an argument."""
 
     symbol: str
+    kind: str
     isa: Isa
     pixels: int
     taps: int | None
@@ -61,26 +63,27 @@ class Window:
 @cache
 def window(symbol: str) -> Window:
     """The kernel that `symbol` names. Raises KeyError where there is none."""
-    match = SYMBOL.fullmatch(symbol)
+    match = WINDOW_SYMBOL.fullmatch(symbol)
     if match is None or match["isa"] not in ISAS:
         raise KeyError(f"{symbol!r} does not name a depthwise micro-kernel")
     isa = ISAS[match["isa"]]
     if match["t"] is None:
-        return Window(symbol, isa, 1, None, 1, 1)
+        return Window(symbol, match["kind"], isa, 1, None, 1, 1)
     t, kw = int(match["t"]), int(match["kw"])
     if t > PIXELS or kw > WIDEST:
         raise KeyError(f"{symbol!r}: at most {PIXELS} pixels and {WIDEST} taps")
-    return Window(symbol, isa, t, kw, int(match["stride"]), int(match["dilation"]))
+    stride, dilation = int(match["stride"]), int(match["dilation"])
+    return Window(symbol, match["kind"], isa, t, kw, stride, dilation)
 
 
-def depthwise(pixels: int, taps: int, stride: int, dilation: int, isa: str) -> str:
-    """The symbol for `pixels` neighbouring output pixels."""
-    return f"depthwise_f32_{pixels}x{taps}s{stride}d{dilation}_{isa}"
+def pixels(kind: str, count: int, taps: int, stride: int, dilation: int, isa: str) -> str:
+    """The symbol for `count` neighbouring output pixels."""
+    return f"{kind}_f32_{count}x{taps}s{stride}d{dilation}_{isa}"
 
 
-def border(isa: str) -> str:
+def border(kind: str, isa: str) -> str:
     """The symbol for one pixel with any number of taps."""
-    return f"depthwise_f32_border_{isa}"
+    return f"{kind}_f32_border_{isa}"
 
 
 def isa_for(channels: int, target: Target) -> str | None:
@@ -92,39 +95,51 @@ def isa_for(channels: int, target: Target) -> str | None:
     return None
 
 
-def live_vectors(pixels: int, taps: int, stride: int, dilation: int) -> int:
-    """Vectors that a row of taps keeps in registers: sums, weights, and what is loaded of x."""
-    uses = [p * stride + j * dilation for j in range(taps) for p in range(pixels)]
+def positions(count: int, taps: int, stride: int, dilation: int) -> list[int]:
+    """The columns of x, counted in pixels, that `count` neighbouring windows hold."""
+    return sorted({p * stride + j * dilation for p in range(count) for j in range(taps)})
+
+
+def live_vectors(kind: str, count: int, taps: int, stride: int, dilation: int) -> int:
+    """Vectors that a row of taps keeps in registers: those that are summed up, and what is loaded
+    of x and of the weights."""
+    if kind != "depthwise":
+        return len(positions(count, taps, stride, dilation)) + 2
+    uses = [p * stride + j * dilation for j in range(taps) for p in range(count)]
     first = {position: uses.index(position) for position in uses}
     last = {position: k for k, position in enumerate(uses)}
     loaded = max(sum(first[q] <= k <= last[q] for q in first) for k in range(len(uses)))
-    return pixels + loaded + 1
+    return count + loaded + 1
 
 
 @cache
-def most_pixels(isa: str, taps: int, stride: int, dilation: int) -> int:
+def most_pixels(kind: str, isa: str, taps: int, stride: int, dilation: int) -> int:
     """Pixels of a step whose vectors fit into the registers."""
     for t in range(PIXELS, 1, -1):
-        if live_vectors(t, taps, stride, dilation) <= ISAS[isa].registers:
+        if live_vectors(kind, t, taps, stride, dilation) <= ISAS[isa].registers:
             return t
     return 1
 
 
-def choose_pixels(count: int | None, isa: str, taps: int, stride: int, dilation: int) -> int:
-    """Pixels per step for a run of `count` (None: symbolic): the least estimated time."""
-    most = most_pixels(isa, taps, stride, dilation)
-    if count is None:
+def choose_pixels(
+    kind: str, total: int | None, isa: str, taps: int, stride: int, dilation: int
+) -> int:
+    """Pixels per step for a run of `total` (None: symbolic): the least estimated time."""
+    most = most_pixels(kind, isa, taps, stride, dilation)
+    if total is None:
         return most
 
     def cycles(t: int) -> float:
+        if kind != "depthwise":
+            return len(positions(t, taps, stride, dilation)) + t * (taps - 1) / taps + 3
         loads = (t - 1) * stride + 2 * taps
-        return max(t * taps, loads, 8 * taps) / 2 + 3
+        return max(t * taps, loads, 4 * taps) / 2 + 3
 
-    def total(t: int) -> float:
-        rest = count % t
-        return count // t * cycles(t) + (cycles(rest) if rest else 0)
+    def time(t: int) -> float:
+        rest = total % t
+        return total // t * cycles(t) + (cycles(rest) if rest else 0)
 
-    return min(range(1, min(most, max(count, 1)) + 1), key=lambda t: (total(t), -t))
+    return min(range(1, min(most, max(total, 1)) + 1), key=lambda t: (time(t), -t))
 
 
 def module(symbol: str) -> ir_types.Module:
@@ -133,10 +148,12 @@ def module(symbol: str) -> ir_types.Module:
 
     result = ir.Module(name=symbol)
     pointer, i64 = ir.PointerType(), ir.IntType(64)
-    args = [pointer, i64, i64, i64, pointer, i64, i64, i64, pointer, i64, i64]
+    args = [pointer, i64, i64, i64, pointer, *[i64] * 3, pointer, *[i64] * 4]
     function = ir.Function(result, ir.FunctionType(ir.VoidType(), args), symbol)
     function.attributes.add("nounwind")
-    names = ("x", "row", "pixel", "rows", "w", "wrow", "wtap", "taps", "y", "ldy", "n")
+    names = (
+        "x", "row", "pixel", "rows", "w", "wrow", "wtap", "taps", "y", "ldy", "n", "line", "fresh",
+    )  # fmt: skip
     for argument, name in zip(function.args, names, strict=True):
         argument.name = name
     _Generator(function, window(symbol)).emit()
@@ -154,22 +171,27 @@ class _Generator:
         self.build = ir.IRBuilder(function.append_basic_block("entry"))
         self.lanes = spec.isa.lanes
         self.vector = ir.VectorType(ir.FloatType(), self.lanes)
-        name = "llvm.fma" if spec.isa.fused else "llvm.fmuladd"
-        self.fma = ir.Function(
-            function.module,
-            ir.FunctionType(self.vector, [self.vector] * 3),
-            f"{name}.v{self.lanes}f32",
-        )
+        identity = float("-inf") if spec.kind == "maxpool" else 0.0
+        self.identity = ir.Constant(self.vector, [identity] * self.lanes)
+        fma = "llvm.fma" if spec.isa.fused else "llvm.fmuladd"
+        self.fma = self.declared(fma, 3) if spec.kind == "depthwise" else None
+        self.maximum = self.declared("llvm.maximum", 2) if spec.kind == "maxpool" else None
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), i32, i32, i32])
+        self.prefetch = ir.Function(function.module, kind, "llvm.prefetch.p0")
+        self.into_l2 = [ir.Constant(i32, n) for n in (0, 2, 1)]  # read, locality, data cache
+
+    def declared(self, name: str, operands: int) -> Any:
+        kind = self.ir.FunctionType(self.vector, [self.vector] * operands)
+        return self.ir.Function(self.function.module, kind, f"{name}.v{self.lanes}f32")
 
     def emit(self) -> None:
         """Channels outermost: several vectors a step while they last where one pixel alone would
         wait for its own sums, then one vector a step."""
         build = self.build
         y, n = self.function.args[8], self.function.args[10]
-        self.bytes = {
-            name: build.shl(self.function.args[k], self.const(2))
-            for name, k in (("row", 1), ("pixel", 2), ("wrow", 5), ("wtap", 6), ("ldy", 9))
-        }
+        places = (("row", 1), ("pixel", 2), ("wrow", 5), ("wtap", 6), ("ldy", 9), ("line", 11))
+        self.bytes = {name: build.shl(self.function.args[k], self.const(2)) for name, k in places}
         start: Any = self.const(0)
         vectors = 4 // self.spec.pixels
 
@@ -195,15 +217,17 @@ class _Generator:
         x, rows, w = self.function.args[0], self.function.args[3], self.function.args[4]
         offset = build.shl(c, self.const(2))
         x, w, y = (self.at(p, offset) for p in (x, w, y))
-        zero = self.ir.Constant(self.vector, [0.0] * self.lanes)
-        zeros = [zero] * (spec.pixels * vectors)
+        self.ahead(x, vectors)
+        shared = spec.taps is not None and spec.kind != "depthwise"
+        columns = positions(spec.pixels, spec.taps or 1, spec.stride, spec.dilation)
+        sums = [self.identity] * ((len(columns) if shared else spec.pixels) * vectors)
         head = self.function.append_basic_block("row")
         done = self.function.append_basic_block("sums")
         before = build.block
         build.cbranch(build.icmp_signed(">", rows, self.const(0)), head, done)
         build.position_at_end(head)
-        xp, wp, left, *sums = self.loops.phis(build, [x, w, rows, *zeros], before)
-        moved = self.row(xp, wp, list(sums), vectors)
+        xp, wp, left, *merged = self.loops.phis(build, [x, w, rows, *sums], before)
+        moved = self.row(xp, wp, list(merged), vectors)
         tail = build.block
         following = [
             self.at(xp, self.bytes["row"]),
@@ -211,15 +235,39 @@ class _Generator:
             build.sub(left, self.const(1)),
             *moved,
         ]
-        self.loops.join((xp, wp, left, *sums), following, tail)
+        self.loops.join((xp, wp, left, *merged), following, tail)
         build.cbranch(build.icmp_signed("!=", following[2], self.const(0)), head, done)
         build.position_at_end(done)
-        final = self.loops.phis(build, zeros, before)
+        final = self.loops.phis(build, sums, before)
         self.loops.join(final, moved, tail)
         for p in range(spec.pixels):
+            held = [p]
+            if shared:
+                taps = range(spec.taps or 1)
+                held = [columns.index(p * spec.stride + j * spec.dilation) for j in taps]
             for v in range(vectors):
-                build.store(final[p * vectors + v], self.lane(y, v), align=_FLOAT_BYTES)
+                result = final[held[0] * vectors + v]
+                for k in held[1:]:
+                    result = self.joined(result, final[k * vectors + v])
+                build.store(result, self.lane(y, v), align=_FLOAT_BYTES)
             y = self.at(y, self.bytes["ldy"])
+
+    def ahead(self, x: Any, vectors: int) -> None:
+        """Prefetch what the window below reads anew."""
+        build, spec = self.build, self.spec
+        row, rows, fresh = (self.function.args[k] for k in (1, 3, 12))
+        last = build.mul(build.sub(rows, self.const(1)), build.shl(row, self.const(2)))
+        below = self.at(self.at(x, last), self.bytes["line"])
+
+        def line(_: Any, values: list[Any]) -> list[Any]:
+            here = values[0]
+            for _ in range(spec.pixels * spec.stride if spec.taps is not None else 0):
+                for v in range(0, vectors, max(1, 16 // self.lanes)):
+                    build.call(self.prefetch, [self.lane(here, v), *self.into_l2])
+                here = self.at(here, self.bytes["pixel"])
+            return [self.at(values[0], self.bytes["line"])]
+
+        self.loops.counted(build, self.const(0), fresh, 1, [below], line)
 
     def row(self, x: Any, w: Any, sums: list[Any], vectors: int) -> list[Any]:
         """One row of taps."""
@@ -227,6 +275,8 @@ class _Generator:
         x, w = self.hidden(x), self.hidden(w)
         if spec.taps is None:
             return self.counted_row(x, w, sums, vectors)
+        if spec.kind != "depthwise":
+            return self.columns(x, sums, vectors)
         loaded: dict[int, list[Any]] = {}
         at: dict[int, Any] = {0: x}
         for j in range(spec.taps):
@@ -245,6 +295,23 @@ class _Generator:
                     sums[k] = self.build.call(self.fma, [loaded[position][v], weights[v], sums[k]])
         return sums
 
+    def columns(self, x: Any, sums: list[Any], vectors: int) -> list[Any]:
+        """One row of the columns that the windows hold."""
+        spec, before = self.spec, 0
+        for k, q in enumerate(positions(spec.pixels, spec.taps or 1, spec.stride, spec.dilation)):
+            x = self.at(x, self.build.mul(self.bytes["pixel"], self.const(q - before)))
+            before = q
+            for v in range(vectors):
+                m = k * vectors + v
+                sums[m] = self.joined(sums[m], self.load(x, v))
+        return sums
+
+    def joined(self, a: Any, b: Any) -> Any:
+        """Two values of a pool in one."""
+        if self.maximum is None:
+            return self.build.fadd(a, b)
+        return self.build.call(self.maximum, [a, b], fastmath=("nsz",))
+
     def counted_row(self, x: Any, w: Any, sums: list[Any], vectors: int) -> list[Any]:
         """One row of `taps` taps, at least one."""
         build = self.build
@@ -255,10 +322,13 @@ class _Generator:
         build.branch(head)
         build.position_at_end(head)
         xp, wp, left, *accs = self.loops.phis(build, [x, w, taps, *sums], before)
-        moved = [
-            build.call(self.fma, [self.load(xp, v), self.load(wp, v), accs[v]])
-            for v in range(vectors)
-        ]
+        moved = []
+        for v in range(vectors):
+            value = self.load(xp, v)
+            if self.fma is None:
+                moved.append(self.joined(accs[v], value))
+            else:
+                moved.append(build.call(self.fma, [value, self.load(wp, v), accs[v]]))
         following = [
             self.at(xp, self.bytes["pixel"]),
             self.at(wp, self.bytes["wtap"]),
@@ -289,4 +359,6 @@ class _Generator:
         return self.ir.Constant(self.i64, value)
 
 
-__all__ = ["Window", "border", "choose_pixels", "depthwise", "isa_for", "module", "window"]
+__all__ = [
+    "Window", "border", "choose_pixels", "isa_for", "module", "pixels", "window",
+]  # fmt: skip

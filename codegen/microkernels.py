@@ -38,6 +38,7 @@ from functools import cache, partial
 from math import ceil, hypot
 from typing import TYPE_CHECKING
 
+from onnxjit.codegen.dialect_table import WINDOW_SYMBOL
 from onnxjit.codegen.target import AVX512_FEATURES, Target, target_machine
 
 if TYPE_CHECKING:
@@ -330,7 +331,7 @@ def _tile(kernel: MicroKernel, mr: int) -> Tile:
 
 def _kind(symbol: str) -> tuple[Isa, Callable[[], ir_types.Module]]:
     """The instruction set of a symbol, and what makes its module. Raises KeyError as `row`."""
-    if symbol.startswith("depthwise_"):
+    if WINDOW_SYMBOL.fullmatch(symbol):
         from onnxjit.codegen import microkernel_depthwise
 
         isa = microkernel_depthwise.window(symbol).isa

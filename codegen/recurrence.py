@@ -86,14 +86,15 @@ class State:
 def record(
     shape: Sequence[Expr | int], value: Tensor, where: Callable[..., tuple[Expr, ...]]
 ) -> Tensor:
-    """The tensor of `shape` to which each step stores `value`, element (i, …) at `where(i, …)`."""
+    """The tensor of `shape` to which each step, or after the clock one stage, stores `value`,
+    element (i, …) at `where(i, …)`."""
     t = current()
-    assert t.running, "a step records"
     name = new_name("y")
     t.types[name] = TensorType(value.dtype, tuple(index(d) for d in shape))
     t.recorded.add(name)
     axes = tuple(fresh_axis(d) for d in value.shape)
-    t.stages.append(Stage(name, (_clock(), *axes), value.at(*axes), where(*axes)))
+    over = (_clock(), *axes) if t.running else axes
+    t.stages.append(Stage(name, over, value.at(*axes), where(*axes)))
     return Tensor(shape, value.dtype, lambda idx: Load(name, idx, value.dtype), buffer=name)
 
 

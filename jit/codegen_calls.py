@@ -291,7 +291,13 @@ class _Generator:
             for g in p.guards
         )
         plan = Plan(
-            tuple(buffers), tuple(steps), tuple(ids[v] for v in p.inputs), outputs, dims, checks
+            tuple(buffers),
+            tuple(steps),
+            tuple(ids[v] for v in p.inputs),
+            outputs,
+            dims,
+            checks,
+            p.faults,
         )
         sources = [c.source for c in self.scheduled if isinstance(c, ScheduledCall)]
         distinct = list(self.plans.values())

@@ -191,7 +191,7 @@ def artifact_of(
         tuple(parts.objects.values()),
         tuple(parts.constants),
         tuple(_info(v, plan, b, graph) for v, b in zip(graph.inputs, plan.inputs, strict=True)),
-        tuple(_info(v, plan, b, graph) for v, b in zip(graph.outputs, plan.outputs, strict=True)),
+        tuple(_info(v, plan, b, graph) for v, b in zip(graph.outputs, plan.results, strict=True)),
         {**graph.metadata, "overridable": overridable},
         kernels_text(parts.program, parts.generated, target),
         target.code_key,

@@ -95,7 +95,8 @@ class Guard:
 @dataclass(frozen=True, slots=True)
 class Program:
     """`layouts` says where the elements of values lie that are not row-major, `places` which values
-    are stored inside of another one."""
+    are stored inside of another one. The last outputs are what `faults` tell of, each an int64
+    scalar that is `NO_FAULT` when all is well."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -105,6 +106,7 @@ class Program:
     labels: Mapping[str, str]
     dims: tuple[DimSource, ...] = ()
     guards: tuple[Guard, ...] = ()
+    faults: tuple[str, ...] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     places: Mapping[str, Place] = field(default_factory=dict)
 

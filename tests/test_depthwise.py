@@ -22,8 +22,11 @@ SHAPES = [(1, 1, 1, 1), (2, 3, 1, 1), (3, 3, 2, 1), (5, 5, 1, 2), (8, 3, 1, 1), 
 def entry(symbol, isa):
     library = link([object_code(symbol, limited(host(), isa) if isa != "neon" else host())])
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    kinds = (pointer, *[integer] * 3, pointer, *[integer] * 3, pointer, *[integer] * 2)
+    kinds = (pointer, *[integer] * 3, pointer, *[integer] * 3, pointer, *[integer] * 4)
     return library, ctypes.CFUNCTYPE(None, *kinds)(library.address(symbol))
+
+
+KINDS = ("depthwise", "sumpool", "maxpool")
 
 
 def check(symbol, isa, pixels, taps, stride, dilation, channels, rows):
@@ -35,7 +38,8 @@ def check(symbol, isa, pixels, taps, stride, dilation, channels, rows):
     x = Fenced(max(0, (rows - 1) * row + (columns - 1) * gap + channels), np.nan)
     w = Fenced(max(0, (rows * taps - 1) * gap + channels), np.nan)
     y = Fenced((pixels - 1) * ldy + channels, 777.0)
-    want = np.zeros((pixels, channels))
+    kind = symbol.partition("_")[0]
+    want = np.full((pixels, channels), -np.inf if kind == "maxpool" else 0.0)
     x.array[:] = rng.standard_normal(x.array.size)
     w.array[:] = rng.standard_normal(w.array.size)
     for p in range(pixels):
@@ -44,9 +48,26 @@ def check(symbol, isa, pixels, taps, stride, dilation, channels, rows):
                 at = i * row + (p * stride + j * dilation) * gap
                 k = (i * taps + j) * gap
                 left = x.array[at : at + channels].astype(np.float64)
-                want[p] += left * w.array[k : k + channels]
+                if kind == "maxpool":
+                    want[p] = np.maximum(want[p], left)
+                else:
+                    want[p] += left * (w.array[k : k + channels] if kind == "depthwise" else 1)
     step = gap if "border" not in symbol else gap * dilation
-    function(x.address, row, step, rows, w.address, taps * gap, gap, taps, y.address, ldy, channels)
+    function(
+        x.address,
+        row,
+        step,
+        rows,
+        w.address,
+        taps * gap,
+        gap,
+        taps,
+        y.address,
+        ldy,
+        channels,
+        row,
+        2,
+    )
     for p in range(pixels):
         got = y.array[p * ldy : p * ldy + channels]
         np.testing.assert_allclose(got, want[p], rtol=1e-4, atol=1e-4)
@@ -56,9 +77,10 @@ def check(symbol, isa, pixels, taps, stride, dilation, channels, rows):
 
 
 @pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_pixels(isa, shape):
-    symbol = micro.depthwise(*shape, isa)
+def test_pixels(isa, kind, shape):
+    symbol = micro.pixels(kind, *shape, isa)
     lanes = ISAS[isa].lanes
     for channels in (lanes, lanes + 1, 4 * lanes + 3):
         for rows in (0, 1, 3):
@@ -66,12 +88,13 @@ def test_pixels(isa, shape):
 
 
 @pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("taps", [1, 2, 5])
-def test_border(isa, taps):
+def test_border(isa, kind, taps):
     lanes = ISAS[isa].lanes
     for channels in (lanes, 4 * lanes, 9 * lanes + 1):
         for rows in (0, 1, 4):
-            check(micro.border(isa), isa, 1, taps, 1, 2, channels, rows)
+            check(micro.border(kind, isa), isa, 1, taps, 1, 2, channels, rows)
 
 
 @pytest.mark.parametrize(
@@ -90,21 +113,22 @@ def test_unknown_symbols(symbol):
 
 def test_pixels_fit_the_registers():
     for isa in ISAS:
-        for taps, stride, dilation in product(range(1, micro.WIDEST + 1), (1, 2, 4), (1, 3)):
-            most = micro.most_pixels(isa, taps, stride, dilation)
-            live = micro.live_vectors(most, taps, stride, dilation)
+        sizes = product(KINDS, range(1, micro.WIDEST + 1), (1, 2, 4), (1, 3))
+        for kind, taps, stride, dilation in sizes:
+            most = micro.most_pixels(kind, isa, taps, stride, dilation)
+            live = micro.live_vectors(kind, most, taps, stride, dilation)
             assert most == 1 or live <= ISAS[isa].registers
             for count in (1, 2, 7, 30):
-                chosen = micro.choose_pixels(count, isa, taps, stride, dilation)
+                chosen = micro.choose_pixels(kind, count, isa, taps, stride, dilation)
                 assert 1 <= chosen <= min(most, count)
 
 
 def test_live_vectors():
     """Of neighbouring pixels, one vector of x leaves with each that comes; with a stride of two,
     the even columns stay while the odd ones are used, one by one."""
-    assert micro.live_vectors(8, 5, 1, 1) == 8 + 7 + 1
-    assert micro.live_vectors(1, 9, 1, 1) == 3
-    assert micro.live_vectors(4, 3, 2, 1) == 4 + 4 + 1
+    assert micro.live_vectors("depthwise", 8, 5, 1, 1) == 8 + 7 + 1
+    assert micro.live_vectors("depthwise", 1, 9, 1, 1) == 3
+    assert micro.live_vectors("depthwise", 4, 3, 2, 1) == 4 + 4 + 1
 
 
 def test_rule_takes_channels_last_and_says_why_not():

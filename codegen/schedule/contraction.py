@@ -96,7 +96,8 @@ class ContractionNest(Operands):
         n_tile = column_axis(c.n, off)
         m_sorted = sorted(c.m, key=lambda a: stride_of(off, a), reverse=True)
         m_tile = m_sorted[-1] if m_sorted else None
-        row = m_sorted[-2] if len(m_sorted) > 1 else None
+        # A line of computed rows would be too long to be copied as a whole.
+        row = m_sorted[-2] if len(m_sorted) > 1 and c.prologue is None else None
         outer = [a for a in c.stage.axes if a not in (n_tile, m_tile, row)]
         outer = [a for a in sorted(outer, key=lambda a: stride_of(off, a), reverse=True)]
         for a in [*outer, *(a for a in (row, m_tile, n_tile) if a is not None), *c.k]:
@@ -111,6 +112,7 @@ class ContractionNest(Operands):
         x = Load(c.x.buffer, (rename_axes(c.x.index[0], table),), c.x.dtype)
         y = Load(c.y.buffer, (rename_axes(c.y.index[0], table),), c.y.dtype)
         self.stage, self.red = stage, red
+        self.prologue = None if c.prologue is None else rename_axes(c.prologue, table)
         self.outer = [self.axis(a) for a in outer]
         self.row = self.axis(row) if row is not None else None
         self.mi = self.axis(m_tile) if m_tile is not None else None
@@ -212,7 +214,7 @@ class ContractionNest(Operands):
         few = (as_int(strip_tiles) or STRIP_TILES) <= 2
         k = k_blocks(x, self.nr, self.blocking.depth_blocks, few=few)
         copied: tuple[Stmt, ...] = ()
-        if self.conflicting(x):
+        if self.prologue is not None or self.conflicting(x):
             x, copied = self.copied_rows(x, k.depth_length, k.depth_run, k.depth_start)
             k = replace(k, depth_start=ZERO)
 
@@ -236,9 +238,11 @@ class ContractionNest(Operands):
 
         m0 = Var("m0")
         rows = Var("rows") if self.cover.uneven else index(self.mr)
-        finish, line = self.epilogue(m0, rows, acc_at), ()
+        line: tuple[Stmt, ...] = ()
         if self.across():
             finish, line = self.turned(m0, rows, acc_at)
+        else:
+            finish = self.epilogue(m0, rows, acc_at)
         if k.last is not None:
             finish = (If(k.last, finish),)
             line = (If(k.last, line),) if line else ()
@@ -362,8 +366,8 @@ class ContractionNest(Operands):
         symbol = microkernels.pack(ceil_to(self.mr, isa.lanes), isa.name)
         self.symbols.append(symbol)
         first, last = self.strip_vars()
-        begin, end = ZERO, self.m
-        tiles: Expr = self.m_tiles
+        begin: Expr = ZERO
+        end, tiles = self.m, self.m_tiles
         if self.row is None:
             begin = poly_mul(first, self.height)
             end = apply("min", poly_mul(last, self.height), self.m)

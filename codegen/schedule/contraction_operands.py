@@ -68,6 +68,7 @@ class Operands(Windows):
     strip: Expr
     group: Expr
     blocking: Blocking
+    prologue: Expr | None
 
     def strip_vars(self) -> tuple[Expr, Expr]:
         """First and one-past-last line of the strip."""
@@ -305,7 +306,7 @@ class Operands(Windows):
         self, x: Operand, length: int, run: Expr, shift: Expr
     ) -> tuple[Operand, tuple[Stmt, ...]]:
         """Copies the strip's rows (one depth block) into scratch with a stride that is no power of
-        two."""
+        two, and computes them meanwhile where there is a prologue."""
         assert self.mi is not None
         first, last = self.strip_vars()
         extent = self.mi.extent
@@ -323,11 +324,18 @@ class Operands(Windows):
             at = self.mi - start
             stop = apply("min", poly_mul(last, self.height), extent)
         self.locals.append(Local("rows", "float32", rows * step, stack=False))
-        value = Load(x.buffer, (x.base + shift + k,), "float32")
+        value: Expr = Load(x.buffer, (x.base + shift + k,), "float32")
+        if self.prologue is not None:
+            (summed,) = self.c.k
+            value = substitute(self.prologue, {self.names[summed]: shift + k})
         body: Stmt = For(self.mi, start, stop, (loop(k, Store("rows", at * step + k, value)),))
         if self.row is not None:
             body = For(self.row, first, last, (body,))
-        self.notes.append("rows copied to a stride without cache conflicts")
+        self.notes.append(
+            "rows computed into scratch"
+            if self.prologue is not None
+            else "rows copied to a stride without cache conflicts"
+        )
         return replace(x, buffer="rows", base=at * step, step=index(step)), (body,)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from onnxjit.codegen.expr import ZERO, Const, Expr, Load, Var, as_int, index, map_loads, substitute
 from onnxjit.codegen.kernel import Stage
 from onnxjit.codegen.loops import Assign, Barrier, For, Local, LoopNest, Stmt, Store
+from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.schedule.axes import flat_offset
 from onnxjit.codegen.schedule.cuda_rows import SHARED_TOTAL
 from onnxjit.codegen.schedule.cuda_threads import block_threads, over_threads, positions
@@ -69,7 +70,8 @@ def recurrence(r: Request) -> LoopNest:
     assert isinstance(STEP, Var)
     body.append(For(STEP, ZERO, found.count, tuple(steps)))
     body += [x for s in found.after for x in elements(s)]
-    if sum(8 * (as_int(x.count) or 0) for x in locals_.values()) > SHARED_TOTAL:
+    sizes = ((as_int(x.count) or 0) * numpy_dtype(x.dtype).itemsize for x in locals_.values())
+    if sum(sizes) > SHARED_TOTAL:
         raise Declined("a step's sums do not fit into shared memory")
     nest, tiles = with_tiles([found.direction, found.row], tuple(body))
     return finish_nest(

@@ -1,14 +1,17 @@
-"""Schedule for depthwise convolutions on channels-last data: rows of pixels over a micro-kernel.
+"""Schedule for depthwise convolutions and pooling of channels-last data: rows of pixels over a
+micro-kernel.
 
-Matched by structure: one `sum` over at most two tap axes of `x * w`, where the innermost output
-axis (the channels) is contiguous in x, w and the result, and w depends on nothing else but the
-taps. One tile is one row of output pixels and a block of channels: the micro-kernel leaves the sums
-of the row in L1, from where the output stage's own expression stores them. Padding is read as a
-condition on the taps; a pixel at the border has fewer of them, so no condition is left inside.
+Matched by structure: one `sum` over at most two tap axes of `x * w`, or a `sum` or `max` of x,
+where the innermost output axis (the channels) is contiguous in x, w and the result, and w depends
+on nothing else but the taps. One tile is one row of output pixels and a block of channels. Padding
+is read as a condition on the taps; a pixel at the border has fewer of them, so no condition is left
+inside. Where the output stage computes more than the reduction, the micro-kernel leaves the results
+of some pixels in L1, from where the stage's own expression stores them.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 
@@ -31,7 +34,8 @@ from onnxjit.codegen.expr import (
     substitute,
     walk,
 )
-from onnxjit.codegen.loops import Address, Assign, Call, For, Local, LoopNest, Stmt, Store
+from onnxjit.codegen.kernel import product
+from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, LoopNest, Stmt, Store
 from onnxjit.codegen.schedule.axes import (
     FlatStage,
     by_stride,
@@ -46,14 +50,10 @@ from onnxjit.codegen.schedule.reduction import guarded, ordered_reduction, repla
 from onnxjit.codegen.schedule.request import Declined, Request
 
 SUMS = 4096
-"""Sums of a tile: 16 KB, half of L1, beside the rows of x."""
+"""Sums of a chunk: 16 KB, half of L1, beside the rows of x."""
 
-MOST_SUMS = 16384
-"""Sums of a tile whose rows are long: 64 KB, which L2 holds."""
-
-CHANNELS = 64
-"""Channels of a tile where rows are long or of unknown length: whole pages are then read in few
-pieces, which the hardware's prefetchers follow."""
+WIDE = 256
+"""Channels of a tile where the micro-kernel stores: whole pages are read and written."""
 
 STEPS = 4
 """Largest stride and dilation along a row."""
@@ -71,18 +71,22 @@ class Taps:
 @dataclass(frozen=True, slots=True)
 class Depthwise:
     """What the rule found, over canonical axes. `column` is the axis along which pixels are
-    neighbours: a step along it moves `stride` of the units of which a tap moves `dilation`."""
+    neighbours: a step along it moves `stride` of the units of which a tap moves `dilation`. The
+    next row of pixels reads `fresh` rows of x more, `line` apart."""
 
     outer: tuple[Axis, ...]
     column: Axis
     lane: Axis
     row: Taps | None
     tap: Taps
+    kind: str
     x: Load
-    w: Load
+    w: Load | None
     unit: Expr
     stride: int
     dilation: int
+    line: Expr
+    fresh: int
     interior: tuple[Expr, Expr]
     offset: Expr
     value: Expr
@@ -90,7 +94,7 @@ class Depthwise:
 
 
 def depthwise(r: Request) -> LoopNest:
-    """A single stage that sums products of a window of x with one filter a channel."""
+    """A single stage that reduces a window of x, or its products with one filter a channel."""
     k = r.kernel
     if len(k.stages) != 1:
         raise Declined("more than one stage")
@@ -99,7 +103,7 @@ def depthwise(r: Request) -> LoopNest:
     isa = microkernel.isa_for(as_int(d.lane.extent) or 0, r.target)
     if isa is None:
         raise Declined("fewer channels than a vector holds")
-    return nest(r, s.buffer, d, isa)
+    return WindowNest(r, s.buffer, d, isa).nest()
 
 
 # --- recognition -------------------------------------------------------------------------------
@@ -107,8 +111,8 @@ def depthwise(r: Request) -> LoopNest:
 
 def recognise(s: FlatStage) -> Depthwise:
     found = [x for x in walk(s.value) if isinstance(x, Reduce)]
-    if len(found) != 1 or found[0].fn != "sum" or found[0].dtype != "float32":
-        raise Declined("not one sum of float32 values")
+    if len(found) != 1 or found[0].fn not in ("sum", "max") or found[0].dtype != "float32":
+        raise Declined("not one sum or maximum of float32 values")
     order = by_stride(s.axes, s.offset)
     if len(order) < 2 or len(found[0].axes) > 2:
         raise Declined("no window over an image")
@@ -117,37 +121,42 @@ def recognise(s: FlatStage) -> Depthwise:
     (red,) = [x for x in walk(value) if isinstance(x, Reduce)]
     lane, outer, taps = names[len(order) - 1], names[: len(order) - 1], names[len(order) :]
     guard, body = guarded(red)
-    if not (isinstance(body, Apply) and body.fn == "mul"):
-        raise Declined("not a sum of products")
-    x, w = operands(body, set(outer))
-    unit_lanes = all(coefficient(e, lane) is ONE for e in (offset, x.index[0], w.index[0]))
-    if not unit_lanes or as_int(lane.extent) is None:
+    kind, x, w = operands(red.fn, body, set(outer))
+    reads = [e.index[0] for e in (x, w) if e is not None]
+    if any(coefficient(e, lane) is not ONE for e in (offset, *reads)) or not as_int(lane.extent):
         raise Declined("channels are not contiguous")
     tap = taps[-1]
     column, stride, dilation, unit = neighbours(x.index[0], tap, outer)
     width = as_int(tap.extent)
-    if width is None or width > microkernel.WIDEST:
-        raise Declined("the window's width is not a small constant")
+    if width is None:
+        raise Declined("the window's width is not a constant")
     row = taps[0] if len(taps) == 2 else None
-    for e in (x.index[0], w.index[0]):
-        if any(coefficient(e, a) is None for a in (column, *taps)):
-            raise Declined("an index is not affine in the window")
+    if any(coefficient(e, a) is None for e in reads for a in (column, *taps)):
+        raise Declined("an index is not affine in the window")
     bounds = bounds_of(guard)
     for axis, slack in bounds:
         allowed = {axis, column} if axis is tap else {axis, *outer} - {column}
         if axis not in taps or not axes_of(slack) <= allowed:
             raise Declined("a border condition of more than one direction")
+    line, fresh = ZERO, 0
+    if row is not None:
+        rest = [a for a in outer if a is not column]
+        with suppress(Declined):
+            _, fresh, _, line = neighbours(x.index[0], row, rest)
     return Depthwise(
         tuple(a for a in outer if a is not column),
         column,
         lane,
         limits(row, bounds) if row is not None else None,
         limits(tap, bounds),
+        kind,
         x,
         w,
         unit,
         stride,
         dilation,
+        line,
+        fresh,
         inside(tap, width, column, bounds),
         offset,
         value,
@@ -155,15 +164,21 @@ def recognise(s: FlatStage) -> Depthwise:
     )
 
 
-def operands(body: Apply, outer: set[Axis]) -> tuple[Load, Load]:
-    """x and w: w is the factor that no output axis but the channels selects."""
-    plain = [a for a in body.args if isinstance(a, Load) and not loads(a.index[0])]
-    if len(plain) != 2 or any(a.dtype != "float32" for a in plain):
-        raise Declined("a factor is not a plain read of float32 values")
+def operands(fn: str, body: Expr, outer: set[Axis]) -> tuple[str, Load, Load | None]:
+    """The kind of micro-kernel, x, and w: the factor that no output axis but the channels selects."""
+    pooled = fn == "max" or isinstance(body, Load)
+    factors = (body,) if pooled else ()
+    if not pooled and isinstance(body, Apply) and body.fn == "mul":
+        factors = body.args
+    plain = [a for a in factors if isinstance(a, Load) and not loads(a.index[0])]
+    if len(plain) != 2 - pooled or any(a.dtype != "float32" for a in plain):
+        raise Declined("not a plain read of float32 values, or a product of two")
+    if pooled:
+        return f"{fn}pool", plain[0], None
     fixed = [a for a in plain if not axes_of(a.index[0]) & outer]
     if len(fixed) != 1:
         raise Declined("no factor that all pixels share")
-    return next(a for a in plain if a is not fixed[0]), fixed[0]
+    return "depthwise", next(a for a in plain if a is not fixed[0]), fixed[0]
 
 
 def neighbours(x: Expr, tap: Axis, outer: list[Axis]) -> tuple[Axis, int, int, Expr]:
@@ -254,112 +269,151 @@ def affine(slack: Expr, axis: Axis) -> tuple[int, Expr]:
 # --- construction ------------------------------------------------------------------------------
 
 
-def nest(r: Request, buffer: str, d: Depthwise, isa: str) -> LoopNest:
-    lanes = microkernel.ISAS[isa].lanes
-    channels = as_int(d.lane.extent) or 0
-    columns = as_int(d.column.extent)
-    most = r.choice("channels", CHANNELS, (32, 128))
-    if columns is not None:
-        most = max(min(most, MOST_SUMS // max(1, columns)), SUMS // max(1, columns), lanes)
-    width = channel_block(channels, most, lanes)
-    blocks = -(-channels // width)
-    block = Axis("cb", blocks)
-    c0: Expr = block * width if blocks > 1 else ZERO
-    count: Expr = index(width)
-    if channels % width:
-        count = apply("min", count, channels - c0)
-    sums = d.column.extent * width
-    size = as_int(sums)
-    local = Local("acc", "float32", sums, size is not None and size <= SUMS)
+class WindowNest:
+    """Builds the nest: chunks of a row, each some border pixels and calls for whole windows, and
+    then the output stage's expression where it is more than the reduction."""
 
-    width_taps = as_int(d.tap.axis.extent) or 0
-    first_row: Expr = Var("row0") if d.row is not None else ZERO
-    rows: Expr = Var("rows") if d.row is not None else ONE
-    step_x: Expr = ZERO
-    step_w: Expr = ZERO
-    setup: list[Stmt] = []
-    if d.row is not None:
-        a = d.row.axis
-        step_x = coefficient(d.x.index[0], a) or ZERO
-        step_w = coefficient(d.w.index[0], a) or ZERO
-        setup = [Assign(Var("row0"), d.row.first), Assign(Var("rows"), d.row.count)]
-    tap_w = coefficient(d.w.index[0], d.tap.axis) or ZERO
+    def __init__(self, r: Request, buffer: str, d: Depthwise, isa: str) -> None:
+        self.r, self.buffer, self.d, self.isa = r, buffer, d, isa
+        self.symbols: list[str] = []
+        self.taps = as_int(d.tap.axis.extent) or 0
+        self.low, self.high = d.interior
+        pixels = as_int(self.high - self.low)
+        narrow = self.taps <= microkernel.WIDEST
+        self.step = 1
+        if narrow:
+            self.step = microkernel.choose_pixels(
+                d.kind, pixels, isa, self.taps, d.stride, d.dilation
+            )
+        self.steps = apply("floordiv", self.high - self.low, self.step) if narrow else ZERO
+        self.chunks = apply("max", self.steps, 1)
+        self.rest = pixels % self.step if narrow and pixels is not None else 0
+        # The micro-kernel stores where nothing else is computed.
+        ldy = coefficient(d.offset, d.column)
+        self.direct = ldy if d.value is d.reduce else None
+        self.held = d.column.extent - (self.steps - 1) * self.step
+        # What the kernel before left in L2 need not be fetched.
+        near = as_int(product(r.kernel.types[d.x.buffer].shape))
+        self.fresh = 0 if near is not None and near * 8 <= r.target.l2 else d.fresh
+        self.split_channels()
 
-    def call(symbol: str, at: Expr, tap0: Expr, taps: Expr, pixel: Expr, rows: Expr = rows) -> Call:
-        table: dict[Expr, Expr] = {d.column: at, d.lane: c0, d.tap.axis: tap0}
+    def split_channels(self) -> None:
+        d = self.d
+        lanes = microkernel.ISAS[self.isa].lanes
+        channels = as_int(d.lane.extent) or 0
+        held = as_int(self.held) or 3 * self.step
+        most = WIDE if self.direct is not None else max(lanes, SUMS // held)
+        most = self.r.choice("channels", most, (32, 128))
+        self.width = channel_block(channels, most, lanes)
+        blocks = -(-channels // self.width)
+        self.block = Axis("cb", blocks)
+        self.c0: Expr = self.block * self.width if blocks > 1 else ZERO
+        self.count: Expr = index(self.width)
+        if channels % self.width:
+            self.count = apply("min", self.count, channels - self.c0)
+        self.outer = [*d.outer, self.block] if blocks > 1 else list(d.outer)
+
+    def nest(self) -> LoopNest:
+        d = self.d
+        setup: list[Stmt] = []
         if d.row is not None:
-            table[d.row.axis] = first_row
+            setup = [Assign(Var("row0"), d.row.first), Assign(Var("rows"), d.row.count)]
+        pb = Var("pb")
+        last = apply("eq", pb + 1, self.chunks)
+        first, stop = Var("first"), Var("stop")
+        here = self.low + pb * self.step
+        body: list[Stmt] = [
+            Assign(first, apply("select", apply("eq", pb, 0), ZERO, here)),
+            Assign(stop, apply("select", last, d.column.extent, here + self.step)),
+            *self.border(first, self.low),
+        ]
+        if self.steps is not ZERO:
+            whole = self.whole(self.step, here)
+            some = as_int(self.steps) is not None
+            body.append(whole if some else If(apply("lt", ZERO, self.steps), (whole,)))
+        at = self.low + self.steps * self.step
+        if self.rest:
+            body.append(If(last, (self.whole(self.rest, at),)))
+            at = at + self.rest
+        body += self.border(at, stop)
+        locals_: tuple[Local, ...] = ()
+        if self.direct is None:
+            body += self.finish()
+            sums = self.held * self.width
+            size = as_int(sums)
+            locals_ = (Local("acc", "float32", sums, size is not None and size <= SUMS),)
+        chunks = (*setup, For(pb, ZERO, self.chunks, tuple(body)))
+        statements, tiles = with_tiles(self.outer, chunks) if self.outer else (chunks, ONE)
+        note = f"{self.step} pixels a step, {self.width} channels a tile"
+        return finish_nest(
+            self.r, statements, tiles, "depthwise",
+            locals=locals_, symbols=tuple(dict.fromkeys(self.symbols)), notes=(note,),
+        )  # fmt: skip
+
+    def call(
+        self, symbol: str, at: Expr, tap0: Expr, taps: Expr, pixel: Expr, rows: Expr, fresh: int
+    ) -> Call:
+        self.symbols.append(symbol)
+        d = self.d
+        table: dict[Expr, Expr] = {d.column: at, d.lane: self.c0, d.tap.axis: tap0}
+        if d.row is not None:
+            table[d.row.axis] = Var("row0")
+
+        def step(e: Load, taps: Taps | None) -> Expr:
+            return (coefficient(e.index[0], taps.axis) or ZERO) if taps is not None else ZERO
+
+        def place(e: Load) -> Address:
+            return Address(e.buffer, substitute(e.index[0], table))
+
+        if self.direct is not None:
+            y, ldy = Address(self.buffer, substitute(d.offset, table)), self.direct
+        else:
+            y, ldy = Address("acc", (at - Var("first")) * self.width), index(self.width)
+        weights = [place(d.x), ZERO, ZERO]
+        if d.w is not None:
+            weights = [place(d.w), step(d.w, d.row), step(d.w, d.tap)]
         return Call(
             symbol,
             (
-                Address(d.x.buffer, substitute(d.x.index[0], table)),
-                step_x,
-                pixel,
-                rows,
-                Address(d.w.buffer, substitute(d.w.index[0], table)),
-                step_w,
-                tap_w,
-                taps,
-                Address("acc", at * width),
-                index(width),
-                count,
+                place(d.x), step(d.x, d.row), pixel, rows, *weights, taps,
+                y, ldy, self.count, d.line, index(fresh),
             ),
-        )
+        )  # fmt: skip
 
-    symbols: list[str] = []
+    def whole(self, count: int, at: Expr) -> Call:
+        """`count` pixels whose windows lie inside of x."""
+        d = self.d
+        symbol = microkernel.pixels(d.kind, count, self.taps, d.stride, d.dilation, self.isa)
+        rows = Var("rows") if d.row is not None else ONE
+        return self.call(symbol, at, ZERO, index(self.taps), d.unit, rows, self.fresh)
 
-    def border(start: Expr, stop: Expr) -> list[Stmt]:
+    def border(self, start: Expr, stop: Expr) -> list[Stmt]:
         """Pixel by pixel, with the taps that read inside of x."""
-        if start is stop:
+        if stop is ZERO or start is self.d.column.extent:
             return []
-        symbol = microkernel.border(isa)
-        symbols.append(symbol)
+        d = self.d
         at, tap0, taps = Var("px"), Var("tap0"), Var("taps")
         here: dict[Expr, Expr] = {d.column: at}
         # The micro-kernel takes one tap at least; a window that lies outside has no rows.
-        some = rows * apply("min", taps, 1)
-        code = call(symbol, at, tap0, taps, d.unit * d.dilation, some)
+        rows = apply("min", taps, 1) * (Var("rows") if d.row is not None else ONE)
+        code = self.call(
+            microkernel.border(d.kind, self.isa), at, tap0, taps, d.unit * d.dilation, rows, 0
+        )
         bounds = (
             Assign(tap0, substitute(d.tap.first, here)),
             Assign(taps, substitute(d.tap.count, here)),
         )
-        return [For(at, start, stop, (*bounds, code))]  # type: ignore[arg-type]
+        return [For(at, start, stop, (*bounds, code))]
 
-    low, high = d.interior
-    pixels = as_int(high - low)
-    step = microkernel.choose_pixels(pixels, isa, width_taps, d.stride, d.dilation)
-    body: list[Stmt] = [*setup, *border(ZERO, low)]
-
-    def whole(count_: int, at: Expr) -> Call:
-        symbol = microkernel.depthwise(count_, width_taps, d.stride, d.dilation, isa)
-        symbols.append(symbol)
-        return call(symbol, at, ZERO, index(width_taps), d.unit)
-
-    if pixels is None:
-        steps = apply("floordiv", high - low, step)
-        body.append(For(Var("pb"), ZERO, steps, (whole(step, low + Var("pb") * step),)))
-        body += border(low + steps * step, d.column.extent)
-    else:
-        if pixels >= step:
-            body.append(
-                For(Var("pb"), ZERO, index(pixels // step), (whole(step, low + Var("pb") * step),))
-            )
-        if pixels % step:
-            body.append(whole(pixels % step, low + pixels // step * step))
-        body += border(high, d.column.extent)
-
-    p, v = Var("px"), Var("ch")
-    value = replace_node(d.value, d.reduce, Load("acc", (p * width + v,), "float32"))
-    here: dict[Expr, Expr] = {d.column: p, d.lane: c0 + v}
-    store = Store(buffer, substitute(d.offset, here), substitute(value, here))
-    body.append(For(p, ZERO, d.column.extent, (For(v, ZERO, count, (store,)),)))
-    outer = [*d.outer, block] if blocks > 1 else list(d.outer)
-    statements, tiles = with_tiles(outer, tuple(body)) if outer else (tuple(body), ONE)
-    note = f"{step} pixels a step, {width} channels a tile"
-    return finish_nest(
-        r, statements, tiles, "depthwise",
-        locals=(local,), symbols=tuple(dict.fromkeys(symbols)), notes=(note,),
-    )  # fmt: skip
+    def finish(self) -> list[Stmt]:
+        """The output stage's expression on the chunk's results."""
+        d = self.d
+        p, v = Var("px"), Var("ch")
+        acc = Load("acc", ((p - Var("first")) * self.width + v,), "float32")
+        here: dict[Expr, Expr] = {d.column: p, d.lane: self.c0 + v}
+        value = substitute(replace_node(d.value, d.reduce, acc), here)
+        store = Store(self.buffer, substitute(d.offset, here), value)
+        return [For(p, Var("first"), Var("stop"), (For(v, ZERO, self.count, (store,)),))]
 
 
 def channel_block(channels: int, most: int, lanes: int) -> int:

@@ -18,6 +18,7 @@ from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
     ONE,
     ZERO,
+    Apply,
     Axis,
     Const,
     Expr,
@@ -26,20 +27,24 @@ from onnxjit.codegen.expr import (
     apply,
     as_int,
     index,
+    loads,
     map_loads,
     poly_mul,
     substitute,
+    walk,
 )
 from onnxjit.codegen.kernel import Stage
 from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, LoopNest, Stmt, Store
 from onnxjit.codegen.packing import Packing
+from onnxjit.codegen.scalar_functions import FUNCTIONS
 from onnxjit.codegen.schedule.axes import ceil_div, coefficient, flat_offset, without
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
 from onnxjit.codegen.schedule.recurrence_match import STEP, Phase, Product, Recurrence, recognise
 from onnxjit.codegen.schedule.request import Request
 
 AHEAD = 4096
-"""Elements of packed weights that are prefetched ahead of a product (see contraction)."""
+"""Elements of packed weights that are prefetched ahead of a product (see contraction), where they
+do not stay in L2 from step to step: asking for lines that are there takes a third longer."""
 
 ROWS = 64
 """Most rows of a tile: enough for weights that come from L3 not to matter."""
@@ -51,6 +56,15 @@ STACK_BYTES = 16384
 """Largest tile of sums on the stack."""
 
 Body = tuple[Stmt, ...]
+
+
+LONG_COST = 15
+"""Cost of the elementary functions (see `scalar_functions`)."""
+
+
+def is_long(s: Stage) -> bool:
+    """Whether a stage has an elementary function."""
+    return any(isinstance(x, Apply) and FUNCTIONS[x.fn].cost >= LONG_COST for x in walk(s.value))
 
 
 def recurrence(r: Request) -> LoopNest:
@@ -76,7 +90,7 @@ class RecurrenceNest:
         self.symbols: list[str] = []
         self.packings: list[Packing] = []
         self.locals = [Local("segments", "int64", ONE)]
-        self.sums: dict[str, str] = {}
+        self.tiles: dict[str, str] = {}
         self.first, self.last = Var("mt0"), Var("mt1")
         self.u0 = Var("panel") * self.nr
 
@@ -166,53 +180,76 @@ class RecurrenceNest:
     # --- elementwise stages -------------------------------------------------------------------
 
     def elements(self, stages: tuple[Stage, ...]) -> Body:
-        """All stages at one place after the other; what only they need are scalars."""
+        """The stages over the elements of a row tile, in as many loops as have elementary
+        functions: of several in one body an out-of-order core keeps one in flight, of one in its
+        own loop the compiler interleaves several vectors."""
+        runs: list[list[Stage]] = []
+        for s in stages:
+            if not runs or (is_long(s) and any(map(is_long, runs[-1]))):
+                runs.append([])
+            runs[-1].append(s)
+        out: list[Stmt] = []
+        for n, run in enumerate(runs):
+            later = {x.buffer for r in runs[n + 1 :] for s in r for x in loads(s.value)}
+            out += self.loops(run, later)
+        return tuple(out)
+
+    def loops(self, stages: list[Stage], later: set[str]) -> Body:
+        """One loop over all stages; what `later` ones read is kept in a tile."""
         i, j = Var("i"), Var("j")
+        here = i * self.nr + j
         table: dict[Expr, Expr] = {self.row: Var("m0") + i, self.unit: self.u0 + j}
         scalars: dict[str, Var] = {}
-
         types, layouts = self.r.kernel.types, self.r.layouts
 
         def read(x: Load) -> Expr:
             if x.buffer in scalars:
                 return scalars[x.buffer]
-            if x.buffer in self.sums:
-                at = (poly_mul(x.index[2], index(self.mr)) + i) * self.nr + j
-                return Load(self.sums[x.buffer], (at,), x.dtype)
+            if x.buffer in self.tiles:
+                group = x.index[2] if len(x.index) == 4 else ZERO
+                at = poly_mul(group, index(self.mr * self.nr)) + here
+                return Load(self.tiles[x.buffer], (at,), x.dtype)
             at = flat_offset(x.index, types[x.buffer], layouts.get(x.buffer))
             return Load(x.buffer, (substitute(at, table),), x.dtype)
 
         body: list[Stmt] = []
         for s in stages:
             value = substitute(map_loads(s.value, read), table)
-            if s.buffer not in self.r.kernel.outputs:
-                scalars[s.buffer] = Var(f"v{len(scalars)}", s.value.dtype)
-                body.append(Assign(scalars[s.buffer], value))
+            if s.buffer in self.r.kernel.outputs:
+                where = flat_offset(s.store, types[s.buffer], layouts.get(s.buffer), clamp=False)
+                body.append(Store(s.buffer, substitute(where, table), value))
                 continue
-            where = flat_offset(s.store, types[s.buffer], layouts.get(s.buffer), clamp=False)
-            body.append(Store(s.buffer, substitute(where, table), value))
+            scalars[s.buffer] = Var(f"v{len(scalars)}", s.value.dtype)
+            body.append(Assign(scalars[s.buffer], value))
+            if s.buffer in later:
+                body.append(Store(self.tile(s.buffer), here, scalars[s.buffer]))
 
-        def loops(stop: Expr) -> Body:
+        def over(stop: Expr) -> Body:
             return (For(i, ZERO, Var("rows"), (For(j, ZERO, stop, tuple(body)),)),)
 
         n = as_int(self.unit.extent)
         if n is not None and n % self.nr == 0:
-            return loops(index(self.nr))
+            return over(index(self.nr))
         left = self.unit.extent - self.u0
         if n is not None and n < self.nr:
-            return loops(index(n))
+            return over(index(n))
         # A constant number of columns where there are as many: it decides the vector width.
-        return (If(apply("le", self.nr, left), loops(index(self.nr)), loops(left)),)
+        return (If(apply("le", self.nr, left), over(index(self.nr)), over(left)),)
+
+    def tile(self, buffer: str, groups: int = 1) -> str:
+        """Memory for a temporary of one row tile."""
+        if buffer not in self.tiles:
+            name = self.tiles[buffer] = f"acc{len(self.tiles)}"
+            cells = groups * self.mr * self.nr
+            dtype = self.r.kernel.types[buffer].dtype
+            self.locals.append(Local(name, dtype, index(cells), cells * 4 <= STACK_BYTES))
+        return self.tiles[buffer]
 
     # --- products -----------------------------------------------------------------------------
 
     def product(self, q: Product) -> Body:
         """The sums of one row tile, group after group."""
-        name = f"acc{len(self.sums)}"
-        self.sums[q.buffer] = name
-        cells = q.groups * self.mr * self.nr
-        dtype = self.r.kernel.types[q.buffer].dtype
-        self.locals.append(Local(name, dtype, index(cells), cells * 4 <= STACK_BYTES))
+        name = self.tile(q.buffer, q.groups)
         packing = self.packed(q)
         if packing is None:
             return self.in_place(q, name)
@@ -224,10 +261,11 @@ class RecurrenceNest:
         group, size = Var("g"), k * self.nr
         panel = (poly_mul(self.direction, self.panels) + Var("panel")) * q.groups + group
         start = substitute(x, {self.row: Var("m0"), q.k: ZERO})
+        ahead = AHEAD if packing.elements * 4 > self.r.target.l2 // 2 else 0
         arguments = (
             Address(q.x.buffer, start), step, Address("segments", ZERO), ONE, index(k),
             Address(q.y.buffer, panel * size), Address(name, group * (self.mr * self.nr)),
-            index(self.nr), ZERO, Address(q.y.buffer, panel * size + AHEAD),
+            index(self.nr), ZERO, Address(q.y.buffer, panel * size + ahead),
         )  # fmt: skip
         return (For(group, ZERO, index(q.groups), self.calls(arguments)),)
 

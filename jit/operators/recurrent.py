@@ -214,16 +214,17 @@ class Layer:
         return [self.tensor(lambda d, b, j, g=g: made.at(d, b, g, j)) for g in range(blocks)]
 
     def activate(self, number: int, x: Tensor) -> Tensor:
-        """Activation `number` of each direction."""
+        """Activation `number` of each direction, as a stage of its own."""
         per = len(self.functions) // len(self.backward)
         first, *other = (f(x) for f in dict.fromkeys(self.functions[number::per]))
         if not other:
-            return first
-        return self.tensor(
-            lambda d, b, j: apply(
-                "select", apply("eq", d, 0), first.at(d, b, j), other[0].at(d, b, j)
-            )
-        )
+            return materialize(first)
+
+        def either(d: Expr, b: Expr, j: Expr) -> Expr:
+            values = (f.at(d, b, j) for f in (first, *other))
+            return apply("select", apply("eq", d, 0), *values)
+
+        return materialize(self.tensor(either))
 
     def initial(self, x: Tensor | None) -> Tensor:
         """The initial value of a state."""
@@ -250,18 +251,24 @@ class Layer:
         """Ends a step with `new` as the hidden state; Y."""
         h.set(self.running(new, h.before))
         shown = self.running(new, T.full(self.shape, 0.0, self.dtype))
-        sizes = (self.time, self.directions, self.batch, self.hidden)
-        if not self.layout:
-            out = cast_to(shown, self.narrow)
-            return record(sizes, out, lambda d, b, j: (self.place(d), d, b, j))
-        sizes = (self.batch, self.time, self.directions, self.hidden)
-        out = cast_to(shown, self.narrow)
-        return record(sizes, out, lambda d, b, j: (b, self.place(d), d, j))
+        d, b, n = self.shape
+        if self.layout:
+            shape = (b, self.time, d, n)
+            return self.output(shown, shape, lambda d, b, j: (b, self.place(d), d, j))
+        shape = (self.time, d, b, n)
+        return self.output(shown, shape, lambda d, b, j: (self.place(d), d, b, j))
 
     def last(self, state: State) -> Tensor:
         """A state after the last step, as an output."""
-        final = cast_to(state.last, self.narrow)
-        return T.transpose(final, (1, 0, 2)) if self.layout else final
+        d, b, n = self.shape
+        if self.layout:
+            return self.output(state.last, (b, d, n), lambda d, b, j: (b, d, j))
+        return self.output(state.last, (d, b, n), lambda d, b, j: (d, b, j))
+
+    def output(
+        self, value: Tensor, shape: tuple[Expr, ...], where: Callable[..., tuple[Expr, ...]]
+    ) -> Tensor:
+        return record(shape, cast_to(value, self.narrow), where)
 
     def split(self, first: int) -> tuple[Tensor, Tensor]:
         """The recurrent weights of the first gates and of the others."""

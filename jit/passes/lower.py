@@ -34,6 +34,7 @@ from onnxjit.codegen.kernel import (
 )
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.tensor import (
+    NO_FAULT,
     DefinitionError,
     NeedsValue,
     Tensor,
@@ -87,6 +88,7 @@ class _Lowering:
         self.calls: list[KernelCall | HostCall] = []
         self.dims: list[DimSource] = []
         self.guards: dict[tuple[Expr, Expr], str] = {}
+        self.faults: dict[str, str] = {}
         self.declared: set[tuple[Expr, Expr]] = set()
         self.unsupported: list[UnsupportedNode] = []
         self.late = LatePart()
@@ -108,13 +110,14 @@ class _Lowering:
         inputs = tuple(self.ids[v.name] for v in g.inputs)
         program = Program(
             inputs,
-            tuple(self.ids[v.name] for v in g.outputs),
+            (*(self.ids[v.name] for v in g.outputs), *self.faults),
             tuple(self.calls),
             self.types,
             self.constants,
             self.labels,
             tuple(self.dims),
             tuple(Guard(*k, m, k not in self.declared) for k, m in self.guards.items()),
+            tuple(self.faults.values()),
         )
         return prune_program(program)
 
@@ -363,6 +366,26 @@ class _Lowering:
         kernel = self.fold_stages(with_outputs(kernel, left))
         for part in self.before_clock(kernel) if kernel.clock is not None else separate(kernel):
             self.calls.append(KernelCall(part, (str(node),)))
+        self.expect(trace, node, inputs)
+
+    def expect(self, trace: Trace, node: Node, inputs: Sequence[str]) -> None:
+        """A kernel for each question to the data that a definition has asked."""
+        for ask, text in trace.faults:
+            own = Trace()
+            own.types.update(trace.types)
+            with own.active():
+                answer = ask()
+            v = self.value("")
+            kernel = finish("index_check", own, [(v, answer)], inputs)
+            message = f"{node}: {text}"
+            if all(i in self.constants for i in kernel.inputs):
+                (found,) = evaluate(kernel, {i: self.constants[i] for i in kernel.inputs})
+                if found != NO_FAULT:
+                    raise ModelError(f"{message}: {found}")
+                continue
+            self.types[v] = kernel.types[v]
+            self.calls.append(KernelCall(kernel, (str(node),)))
+            self.faults[v] = message
 
     def guard(self, trace: Trace, node: Node) -> None:
         for pair in trace.guards:
