@@ -399,11 +399,9 @@ def row_sums(x: Tensor) -> Tensor:
     return T.reduce("sum", x, [2])
 
 
-def window(x: Tensor) -> Tensor:
+def window(x: Tensor, fn: str = "min") -> Tensor:
     shape = (*x.shape[:2], x.shape[2] - 1, x.shape[3] - 1)
-    return reduce_over(
-        "max", shape, (2, 2), lambda i, k: x.at(i[0], i[1], i[2] + k[0], i[3] + k[1])
-    )
+    return reduce_over(fn, shape, (2, 2), lambda i, k: x.at(i[0], i[1], i[2] + k[0], i[3] + k[1]))
 
 
 def softmax(x: Tensor) -> Tensor:
@@ -427,6 +425,7 @@ DEFINITIONS: dict[str, Definition] = {
     "transposed": (lambda x: T.transpose(x, (0, 3, 1, 2)), MAPS, (), LAST, "pointwise"),
     "row sums": (row_sums, ROWS, (), None, "reduction"),
     "window": (window, MAPS, (), LAST, "reduction"),
+    "pooling": (lambda x: window(x, "max"), MAPS, (), LAST, "depthwise"),
     "softmax": (softmax, ROWS, (), None, "rows"),
     "matrices": (product, {"x": (F, ("n", 20)), "w": (F, (20, 37))}, ("w",), None, "contraction"),
     "run-time matrices": (product, {"x": (F, ("n", "h", 16)), "y": (F, ("n", 16, "w"))}, (), None,
@@ -448,7 +447,11 @@ def test_rules_with_gaps(name: str) -> None:
     dims = {d for _, shape in inputs.values() for d in shape if isinstance(d, str)}
     sizes = [{"n": 1, "h": 7, "w": 13}, {"n": 3, "h": 4, "w": 17}, {"n": 2, "h": 1, "w": 4},
              {"n": 0, "h": 6, "w": 6}, {"n": 15, "h": 16, "w": 33}]  # fmt: skip
-    sizes = [{d: s[d] for d in dims} for s in sizes if name != "window" or min(s.values()) != 1]
+    sizes = [
+        {d: s[d] for d in dims}
+        for s in sizes
+        if (fn is not window and name != "pooling") or min(s.values()) != 1
+    ]
     compiled = check_kernel(k, *sizes, layouts=layouts, constants=constants)
     assert compiled.nest.rule.startswith(rule), compiled.nest.declined
 
