@@ -411,7 +411,7 @@ DEFINITIONS: dict[str, Definition] = {
                   {"x": (F, ("n", 3, "h", 19)), "y": (F, ("h", 1))}, (), None, "pointwise"),
     "transposed": (lambda x: T.transpose(x, (0, 3, 1, 2)), MAPS, (), LAST, "pointwise"),
     "row sums": (row_sums, ROWS, (), None, "reduction"),
-    "window": (window, MAPS, (), LAST, "reduction"),
+    "window": (window, MAPS, (), LAST, "depthwise"),
     "softmax": (softmax, ROWS, (), None, "rows"),
     "matrices": (product, {"x": (F, ("n", 20)), "w": (F, (20, 37))}, ("w",), None, "contraction"),
     "run-time matrices": (product, {"x": (F, ("n", "h", 16)), "y": (F, ("n", 16, "w"))}, (), None,
