@@ -429,14 +429,14 @@ def gru(
     # The candidate needs all of reset * h: a second product in each step.
     first, second = layer.split(2)
     none = layer.initial(None)
-    z, kept = State(none), State(none)
+    update, kept = State(none), State(none)
     with layer.steps():
         own_z, own_r = layer.product(h.before, first, 2)
-        z.set(layer.activate(0, gate(0) + own_z))
+        update.set(layer.activate(0, gate(0) + own_z))
         kept.set(layer.activate(0, gate(1) + own_r) * h.before)
         (own,) = layer.product(kept.after, second, 1)
-        new = layer.activate(1, gate(2) + own)
-        y = layer.emit(h, materialize((1 - z.after) * new + z.after * h.before))
+        z, new = update.after, layer.activate(1, gate(2) + own)
+        y = layer.emit(h, materialize((1 - z) * new + z * h.before))
     return y, layer.last(h)
 
 

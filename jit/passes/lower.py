@@ -595,9 +595,10 @@ def prune_program(p: Program) -> Program:
 
 
 def with_outputs(k: Kernel, outputs: Sequence[str]) -> Kernel:
-    """The kernel with what makes these outputs alone."""
+    """The kernel with what makes these outputs alone. A recurrence keeps the states for it, too."""
     if len(outputs) == len(k.outputs):
         return k
     stages = prune(k.stages, outputs)
-    ins = used_inputs(stages, k.inputs)
-    return Kernel(k.name, ins, tuple(outputs), stages, k.types, k.clock)
+    stored = {s.buffer for s in stages}
+    kept = tuple(b for b in k.outputs if b in outputs or (k.clock is not None and b in stored))
+    return Kernel(k.name, used_inputs(stages, k.inputs), kept, stages, k.types, k.clock)
