@@ -34,7 +34,6 @@ from onnxjit.codegen.expr import (
     substitute,
     walk,
 )
-from onnxjit.codegen.kernel import product
 from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, LoopNest, Stmt, Store
 from onnxjit.codegen.schedule.axes import (
     FlatStage,
@@ -292,9 +291,6 @@ class WindowNest:
         ldy = coefficient(d.offset, d.column)
         self.direct = ldy if d.value is d.reduce else None
         self.held = d.column.extent - (self.steps - 1) * self.step
-        # What the kernel before left in L2 need not be fetched.
-        near = as_int(product(r.kernel.types[d.x.buffer].shape))
-        self.fresh = 0 if near is not None and near * 8 <= r.target.l2 else d.fresh
         self.split_channels()
 
     def split_channels(self) -> None:
@@ -384,7 +380,7 @@ class WindowNest:
         d = self.d
         symbol = microkernel.pixels(d.kind, count, self.taps, d.stride, d.dilation, self.isa)
         rows = Var("rows") if d.row is not None else ONE
-        return self.call(symbol, at, ZERO, index(self.taps), d.unit, rows, self.fresh)
+        return self.call(symbol, at, ZERO, index(self.taps), d.unit, rows, d.fresh)
 
     def border(self, start: Expr, stop: Expr) -> list[Stmt]:
         """Pixel by pixel, with the taps that read inside of x."""

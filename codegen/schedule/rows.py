@@ -1,27 +1,21 @@
 """Schedule for kernels of several stages that share rows: softmax, layer norm and their like.
 
 All stages agree on some leading *row* axes; reductions run inside a row only. One tile computes
-whole rows, so a row is read from memory once and its temporaries stay in L1. The exponentials of a
-softmax are left to a micro-kernel (see `softmax_rows`).
+whole rows, so a row is read from memory once and its temporaries stay in L1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
     ONE,
     ZERO,
-    Apply,
     Axis,
-    Const,
     Expr,
     Load,
     Reduce,
     Var,
-    apply,
     as_int,
     axes_of,
     index,
@@ -30,8 +24,8 @@ from onnxjit.codegen.expr import (
     substitute,
     walk,
 )
-from onnxjit.codegen.kernel import Kernel, Stage, product, rename_axes
-from onnxjit.codegen.loops import Address, Assign, Call, Local, LoopNest, Stmt, Store
+from onnxjit.codegen.kernel import Stage, product, rename_axes
+from onnxjit.codegen.loops import Assign, Local, LoopNest, Stmt, Store
 from onnxjit.codegen.schedule.axes import (
     by_stride,
     drop_unit,
@@ -41,7 +35,6 @@ from onnxjit.codegen.schedule.axes import (
 from onnxjit.codegen.schedule.pointwise import GRAIN, finish_nest, inner_loops, with_tiles
 from onnxjit.codegen.schedule.reduction import accumulate, replace_node
 from onnxjit.codegen.schedule.request import Declined, Request
-from onnxjit.codegen.target import Target
 
 STACK_BYTES = 16384
 """Largest row temporary on the stack; longer or symbolic rows use the thread's scratch memory."""
@@ -60,24 +53,15 @@ def rows(r: Request) -> LoopNest:
 
     body: list[Stmt] = []
     locals_: list[Local] = []
-    symbols: list[str] = []
-    scalars: dict[str, Expr] = {}
+    scalars: dict[str, Var] = {}
     counter = len(order)
     temps = set(k.temporaries)
-    softmax = softmax_rows(named, temps, k, r.target)
     inner_work: Expr = ONE
     for n, s in enumerate(named):
-        part = next((x for x in softmax if s.buffer in (x.top, x.weights, x.total)), None)
         inner = [a for a in s.axes if a not in shared and a.extent is not ONE]
         gone: dict[Expr, Expr] = {a: ZERO for a in s.axes if a.extent is ONE}
-        value = drop_unit(s.value)
-        if part is not None and s.buffer != part.weights:
-            # The micro-kernel finds the maximum, and with the exponentials their sum.
-            scalars[s.buffer] = part.scalar(s.buffer)
-            continue
-        if part is not None:
-            value = value.args[0].args[0]  # type: ignore[attr-defined]
-        value = local_loads(substitute(value, gone), temps, scalars, k, shared)
+        value = substitute(drop_unit(s.value), gone)
+        value = local_loads(value, temps, scalars, k, shared)
         value = flatten_loads_except(value, r, temps)
         reds = [x for x in walk(value) if isinstance(x, Reduce)]
         fresh: dict[Axis, Axis] = {}
@@ -100,8 +84,6 @@ def rows(r: Request) -> LoopNest:
             value = replace_node(value, red, acc)
             inner_work = inner_work + product(a.extent for a in red.axes)
         loops = [fresh[a] for a in inner]
-        value, divisors = by_reciprocals(value, softmax, n)
-        stmts += divisors
         if s.buffer in temps:
             if not inner:
                 v = Var(f"v{n}", k.types[s.buffer].dtype)
@@ -109,27 +91,11 @@ def rows(r: Request) -> LoopNest:
                 body += [*stmts, Assign(v, value)]
                 continue
             count = product(a.extent for a in loops)
-            room = count
-            if part is not None:
-                # The micro-kernel touches whole vectors.
-                room = count + part.lanes
-                symbols.append(part.symbol)
-                for name in (part.top, part.total):
-                    locals_.append(Local(f"{s.buffer}_{name}", FLOAT, ONE))
-            size = as_int(room)
+            size = as_int(count)
             stack = size is not None and size * 8 <= STACK_BYTES
-            locals_.append(Local(s.buffer, k.types[s.buffer].dtype, room, stack))
+            locals_.append(Local(s.buffer, k.types[s.buffer].dtype, count, stack))
             at = row_offset(loops)
             body += [*stmts, *inner_loops(loops, Store(s.buffer, at, value))]
-            if part is not None:
-                top, total = (f"{s.buffer}_{name}" for name in (part.top, part.total))
-                row = (Address(s.buffer, ZERO), count, ONE, count)
-                body += [
-                    Store(top, ZERO, LOWEST),
-                    Call(part.symbol, (*row, Address(top, ZERO), Address(total, ZERO))),
-                    Assign(part.scalar(part.top), Load(top, (ZERO,), FLOAT)),
-                    Assign(part.scalar(part.total), Load(total, (ZERO,), FLOAT)),
-                ]
         else:
             offset = flat_offset(
                 [rename_axes(substitute(i, gone), both) for i in s.store],
@@ -144,97 +110,7 @@ def rows(r: Request) -> LoopNest:
     while split > 1 and typical(product(a.extent for a in outer[split:]) * inner_work) < GRAIN:
         split -= 1
     nest, tiles = with_tiles(outer[:split], inner_loops(outer[split:], *body))
-    return finish_nest(
-        r, nest, tiles, "rows", locals=tuple(locals_), symbols=tuple(dict.fromkeys(symbols))
-    )
-
-
-FLOAT = "float32"
-LOWEST = Const(float("-inf"), FLOAT)
-
-
-@dataclass(frozen=True, slots=True)
-class Softmax:
-    """Stages that are the maximum of each row, the exponentials of the distances to it, and their
-    sum: the temporaries' names, the micro-kernel that makes all three, and its lanes."""
-
-    top: str
-    weights: str
-    total: str
-    symbol: str
-    lanes: int
-
-    def scalar(self, temporary: str) -> Var:
-        """What holds the maximum or the sum of the row."""
-        return Var(f"{self.weights}_{temporary}_value", FLOAT)
-
-
-def softmax_rows(
-    stages: Sequence[Stage], temps: set[str], k: Kernel, target: Target
-) -> list[Softmax]:
-    """Where `w = exp(x - top)` with `top = max(x)` of the same x, and `total = sum(w)`, of float32
-    rows that a vector or more is long."""
-    isa = microkernels.ISAS[microkernels.isa_of(target)]
-    made = {s.buffer: s for s in stages if s.buffer in temps}
-    found = []
-    for s in made.values():
-        e = s.value
-        if not (isinstance(e, Apply) and e.fn == "exp" and e.dtype == FLOAT):
-            continue
-        away = e.args[0]
-        if not (isinstance(away, Apply) and away.fn == "sub" and isinstance(away.args[1], Load)):
-            continue
-        x, top = away.args[0], made.get(away.args[1].buffer)
-        totals = [t for t in made.values() if t.value is not s.value and sums_row(t, s)]
-        if top is None or len(totals) != 1 or not reduces_row(top, "max", s, x):
-            continue
-        inner = [a for a in s.axes if a not in top.axes]
-        length = product(a.extent for a in inner)
-        if any(isinstance(y, Reduce) for y in walk(x)) or typical(length) < isa.lanes:
-            continue
-        symbol = microkernels.softmax(isa.name)
-        found.append(Softmax(top.buffer, s.buffer, totals[0].buffer, symbol, isa.lanes))
-    return found
-
-
-def sums_row(t: Stage, s: Stage) -> bool:
-    """Whether `t` is the sum of what `s` stores, over the axes of `s` that `t` lacks."""
-    e = t.value
-    if not (isinstance(e, Reduce) and isinstance(e.body, Load) and e.body.buffer == s.buffer):
-        return False
-    return reduces_row(t, "sum", s, Load(s.buffer, s.axes, e.body.dtype))
-
-
-def reduces_row(t: Stage, fn: str, s: Stage, x: Expr) -> bool:
-    """Whether `t` is `fn` over the axes of `s` that `t` lacks, of `x`, an expression in the axes of
-    `s`."""
-    e = t.value
-    inner = [a for a in s.axes if a not in t.axes and a.extent is not ONE]
-    if not (isinstance(e, Reduce) and e.fn == fn):
-        return False
-    reduced = [a for a in e.axes if a.extent is not ONE]
-    if [a.extent for a in reduced] != [a.extent for a in inner]:
-        return False
-    body = substitute(e.body, {a: ZERO for a in e.axes if a.extent is ONE})
-    wanted = substitute(x, {a: ZERO for a in s.axes if a.extent is ONE})
-    body = substitute(body, {a: ZERO for a in t.axes if a.extent is ONE})
-    return rename_axes(body, dict(zip(reduced, inner, strict=True))) is wanted
-
-
-def by_reciprocals(
-    value: Expr, softmax: Sequence[Softmax], n: int
-) -> tuple[Expr, list[Stmt]]:
-    """Divisions by the sum of a row as products with its reciprocal, which is set first."""
-    stmts: list[Stmt] = []
-    for number, part in enumerate(softmax):
-        total = part.scalar(part.total)
-        share = Var(f"share{n}_{number}", FLOAT)
-        for e in [x for x in walk(value) if isinstance(x, Apply) and x.fn == "div"]:
-            if e.args[1] is total:
-                value = replace_node(value, e, e.args[0] * share)
-                if not stmts:
-                    stmts.append(Assign(share, apply("div", Const(1.0, FLOAT), total)))
-    return value, stmts
+    return finish_nest(r, nest, tiles, "rows", locals=tuple(locals_))
 
 
 def row_offset(loops: list[Axis]) -> Expr:
@@ -310,9 +186,12 @@ def match_output(s: Stage, final: Stage, rows: set[Axis]) -> dict[int, Axis]:
 
 
 def local_loads(
-    e: Expr, temps: set[str], scalars: Mapping[str, Expr], k: Kernel, shared: list[Axis]
+    e: Expr, temps: set[str], scalars: Mapping[str, Var], k: object, shared: list[Axis]
 ) -> Expr:
     """Reads of temporaries become scalars or offsets within the row."""
+    from onnxjit.codegen.kernel import Kernel
+
+    assert isinstance(k, Kernel)
 
     def put(x: Load) -> Expr | None:
         if x.buffer not in temps:
