@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 PIXELS = 8
 """Most pixels of one step: enough chains of multiply-adds to hide their latency."""
 
+POOLED = 3
+"""Most pixels of one step of a pool, which memory bounds: a hardware prefetcher follows some thirty
+streams, of which each row of each column is one."""
+
 WIDEST = 16
 """Most taps in a row of a window that has a kernel of its own."""
 
@@ -115,7 +119,7 @@ def live_vectors(kind: str, count: int, taps: int, stride: int, dilation: int) -
 @cache
 def most_pixels(kind: str, isa: str, taps: int, stride: int, dilation: int) -> int:
     """Pixels of a step whose vectors fit into the registers."""
-    for t in range(PIXELS, 1, -1):
+    for t in range(PIXELS if kind == "depthwise" else POOLED, 1, -1):
         if live_vectors(kind, t, taps, stride, dilation) <= ISAS[isa].registers:
             return t
     return 1

@@ -129,6 +129,8 @@ def recognise(s: FlatStage) -> Depthwise:
     width = as_int(tap.extent)
     if width is None:
         raise Declined("the window's width is not a constant")
+    if w is None and 2 * stride > width * dilation:
+        raise Declined("windows share too few columns")
     row = taps[0] if len(taps) == 2 else None
     if any(coefficient(e, a) is None for e in reads for a in (column, *taps)):
         raise Declined("an index is not affine in the window")
