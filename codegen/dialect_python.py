@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 
 from onnxjit.codegen.dialect_table import (
-    WINDOW_SYMBOL,
     DTYPES,
     GEMM_SIZE,
     PACK_SYMBOL,
+    WINDOW_SYMBOL,
     family_of,
 )
 

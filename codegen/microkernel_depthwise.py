@@ -18,11 +18,12 @@ image is a smaller window, with fewer rows and fewer taps, so there is no condit
 `line` and `fresh` are a hint: of so many rows of x below the window, `line` apart, the pixels that
 come anew are prefetched, wherever they lie.
 
-Of a convolution each loaded vector of x feeds every pixel whose window holds it, and each vector of weights all t
-pixels, so that t * kw multiply-adds take about t * stride + 2 * kw loads where one pixel at a time
-takes 2 * t * kw. All pixels take a tap before any takes the next, so that neighbouring operations
-are independent: a scheduler of a hundred operations holds little more than a row of taps. Pooling
-first joins the rows of each column, which all windows that hold the column share.
+Of a convolution each loaded vector of x feeds every pixel whose window holds it, and each vector of
+weights all t pixels, so that t * kw multiply-adds take about t * stride + 2 * kw loads where one
+pixel at a time takes 2 * t * kw. All pixels take a tap before any takes the next, so that
+neighbouring operations are independent: a scheduler of a hundred operations holds little more than
+a row of taps. Pooling first joins the rows of each column, which all windows that hold the column
+share.
 """
 
 from __future__ import annotations
@@ -302,9 +303,7 @@ class _Generator:
     def columns(self, x: Any, sums: list[Any], vectors: int) -> list[Any]:
         """One row of the columns that the windows hold."""
         spec, before = self.spec, 0
-        for k, q in enumerate(
-            positions(spec.pixels, spec.taps or 1, spec.stride, spec.dilation)
-        ):
+        for k, q in enumerate(positions(spec.pixels, spec.taps or 1, spec.stride, spec.dilation)):
             x = self.at(x, self.build.mul(self.bytes["pixel"], self.const(q - before)))
             before = q
             for v in range(vectors):

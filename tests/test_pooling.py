@@ -52,8 +52,8 @@ def pooled(op: str, x: np.ndarray, attrs: dict) -> np.ndarray:
     for o in product(*map(range, counts)):
         taps = []
         for t in product(*map(range, kernel)):
-            at = [a * s + b * d - p
-                  for a, s, b, d, p in zip(o, strides, t, dilations, pads, strict=False)]  # fmt: skip
+            places = zip(o, strides, t, dilations, pads, strict=False)
+            at = [a * s + b * d - p for a, s, b, d, p in places]
             if all(0 <= a < n for a, n in zip(at, sizes, strict=True)):
                 taps.append(x[(slice(None), *at)].astype(np.float64))
         if op == "MaxPool":

@@ -32,7 +32,6 @@ from onnxjit.codegen.schedule.axes import (
 from onnxjit.codegen.schedule.reduction import replace_node
 from onnxjit.codegen.schedule.request import Declined, Request
 
-
 FEWEST = 4
 """Columns that make a tile worth while."""
 

@@ -166,7 +166,7 @@ def recognise(s: FlatStage) -> Depthwise:
 
 
 def operands(fn: str, body: Expr, outer: set[Axis]) -> tuple[str, Load, Load | None]:
-    """The kind of micro-kernel, x, and w: the factor that no output axis but the channels selects."""
+    """The kind of micro-kernel, x, and w: the factor that no output axis but the channels has."""
     pooled = fn == "max" or isinstance(body, Load)
     factors = (body,) if pooled else ()
     if not pooled and isinstance(body, Apply) and body.fn == "mul":
