@@ -20,6 +20,7 @@ WHAT = {
     "overhead": "cost of a call: a two-node model, a chain of 200 tiny nodes",
     "startup": "process start to first output, cold and warm, and peak memory",
     "shapes": "cost of a new shape beyond the run itself",
+    "tuning": "what tuning gains: every model usual and tuned",
     "memory": "memory that a run takes, and a loaded model, per engine",
     "roofline": "what the machine can do: multiply-adds and bandwidth per cache level",
     "microkernels": "GFLOP/s of every register tile that this machine can run",
@@ -44,6 +45,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--only", action="append", help="only this model or operator; repeatable")
     parser.add_argument("--threads", type=int, action="append", help="default: 1 and 2")
     parser.add_argument("--seconds", type=float, default=4.0, help="of runs per model or row")
+    parser.add_argument("--tune", type=float, default=120.0, help="seconds per model (tuning)")
     parser.add_argument("--rounds", type=int, default=7, help="processes per row")
     parser.add_argument(
         "--engine",

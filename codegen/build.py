@@ -16,7 +16,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import CancelledError, Future, as_completed
+from concurrent.futures import CancelledError, Future, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,15 @@ class Builder:
             raise BuildError(
                 f"{symbol_of(key)} was dropped: the builder was closed, or another kernel failed"
             ) from None
+
+    def ready(self, keys: Iterable[str], seconds: float) -> set[str]:
+        """Those of the submitted keys that have a result, or failed, within `seconds`; the others
+        are dropped."""
+        futures = {self._futures[key]: key for key in keys}
+        done, late = wait(futures, max(0.0, seconds))
+        for future in late:
+            future.cancel()
+        return {futures[future] for future in done}
 
     def build(
         self,

@@ -5,7 +5,9 @@ Layout below the root, which only its user may write:
     kernels/<key>.o  <key>.py      machine code of a kernel, and its readable source
     tiles/<key>.o                  machine code of a micro-kernel
     models/<key>/manifest.json     digests of the files beside it: plan, packed constants, ...
-    index/<digest>.json            stat data of a model file -> its content key
+    index/<digest>.json            stat data of a model file -> its content key; the kernels of a
+                                   model, where their tuning decides which code it has
+    tuning/<isa>-<threads>.json    tuned kernels: see codegen/tuned.py
     seed                           a secret that keys of models depend on
 
 Every entry appears with one rename, so readers never see half of one, and several processes may
@@ -80,7 +82,8 @@ class Cache:
         self.root = _default_root() if root is None else Path(root).absolute()
         self.max_bytes = max_bytes
         private_folder(self.root)
-        for name in (*BLOBS, "models", "index"):
+        self.tuning = self.root / "tuning"
+        for name in (*BLOBS, "models", "index", "tuning"):
             private_folder(self.root / name)
         self._models = ModelStore(self.root / "models", self.wrote)
         self._lock = threading.Lock()
@@ -120,8 +123,9 @@ class Cache:
             touch(model.path / MANIFEST)
         return model
 
-    def model_writer(self, key: str) -> ModelWriter:
-        """A context manager that collects and publishes the files of a model."""
+    def model_writer(self, key: str | None = None) -> ModelWriter:
+        """A context manager that collects and publishes the files of a model; its `key` may be set
+        until the end."""
         return ModelWriter(self._models, key)
 
     def write_model(
@@ -165,6 +169,20 @@ class Cache:
         now = time.time_ns()
         entry = {"path": os.path.abspath(path), "key": key, "stamps": rows, "written_ns": now}
         replace(self._index(path, extra), json.dumps(entry).encode())
+
+    def known_kernels(self, key: str) -> list[str] | None:
+        """The structures of a model's kernels that `remember_kernels` noted under its key."""
+        try:
+            return [str(s) for s in json.loads(self._kernels_note(key).read_bytes())]
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def remember_kernels(self, key: str, structures: Iterable[str]) -> None:
+        """Note the structures of a model's kernels: with them its tuning is found unopened."""
+        replace(self._kernels_note(key), json.dumps(sorted(structures)).encode())
+
+    def _kernels_note(self, key: str) -> Path:
+        return self.root / "index" / f"{content_key(checked(key).encode(), b'kernels')}.json"
 
     @functools.cached_property
     def seed(self) -> int:
@@ -223,10 +241,10 @@ class Cache:
         return freed
 
     def clear(self) -> None:
-        """Remove every entry. Processes that have a model mapped keep their copy."""
+        """Remove everything. Processes that have a model mapped keep their copy."""
         for entry in self.entries():
             self._remove(entry)
-        for path in self._paths("index"):
+        for path in (*self._paths("index"), *self._paths("tuning")):
             path.unlink(missing_ok=True)
         self._sweep()
 

@@ -20,7 +20,7 @@ class Canonical:
     def key(self) -> tuple[object, ...]:
         """Equal for kernels that are the same but for names."""
         k = self.kernel
-        return k.name, k.inputs, k.outputs, k.stages, tuple(k.types.items())
+        return k.name, k.inputs, k.outputs, k.stages, k.clock, tuple(k.types.items())
 
 
 def canonical(kernel: Kernel) -> Canonical:
@@ -68,5 +68,6 @@ def canonical(kernel: Kernel) -> Canonical:
         tuple(names[b] for b in kernel.outputs),
         stages,
         types,
+        None if kernel.clock is None else axes[kernel.clock],  # type: ignore[arg-type]
     )
     return Canonical(made, {n: b for b, n in names.items()})

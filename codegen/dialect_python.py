@@ -335,11 +335,14 @@ def _pack(symbol: str) -> Callable[..., None]:
     nr = int(match["nr"])
 
     def call(
-        src: Buffer, src_index: int, stride: int, rows: int, depth: int, dst: Buffer, dst_index: int
-    ) -> None:
-        panel = dst.view(int(dst_index), depth * nr).reshape(depth, nr)
+        src: Buffer, src_index: int, stride: int, rows: int, depth: int,
+        dst: Buffer, dst_index: int, step: int,
+    ) -> None:  # fmt: skip
+        columns = np.empty((depth, nr), np.float32)
         for r in range(nr):
-            panel[:, r] = src.view(int(src_index) + min(r, rows - 1) * int(stride), depth)
+            columns[:, r] = src.view(int(src_index) + min(r, rows - 1) * int(stride), depth)
+        for k in range(depth):
+            dst.view(int(dst_index) + k * int(step), nr)[:] = columns[k]
 
     return call
 

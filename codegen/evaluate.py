@@ -21,7 +21,7 @@ from onnxjit.codegen.expr import (
     Poly,
     Reduce,
 )
-from onnxjit.codegen.kernel import Kernel
+from onnxjit.codegen.kernel import Kernel, Stage, parts_in_time
 from onnxjit.codegen.scalar_functions import (
     FUNCTIONS,
     REDUCTIONS,
@@ -41,23 +41,39 @@ def evaluate(
     """Runs a kernel on arrays given by buffer name; returns its outputs in order."""
     dims = dims or {}
     buffers: dict[str, np.ndarray] = dict(inputs)
+    for b in dict.fromkeys(s.buffer for s in kernel.stages):
+        t = kernel.types[b]
+        shape = [evaluate_int(d, dims) for d in t.shape]
+        buffers[b] = np.zeros(shape, numpy_dtype(t.dtype))
     ev = _Evaluator(dims, buffers)
-    for s in kernel.stages:
-        t = kernel.types[s.buffer]
-        if s.buffer not in buffers or s.buffer in inputs:
-            shape = [evaluate_int(d, dims) for d in t.shape]
-            buffers[s.buffer] = np.zeros(shape, numpy_dtype(t.dtype))
-        sizes = [evaluate_int(a.extent, dims) for a in s.axes]
-        if 0 in sizes:
-            continue
-        value = ev.value(s.value, s.axes)
-        full = np.broadcast_to(value, sizes).astype(numpy_dtype(t.dtype))
-        if s.index:
-            where = tuple(np.broadcast_to(ev.value(i, s.axes), sizes) for i in s.index)
-            buffers[s.buffer][where] = full
-        else:
-            buffers[s.buffer][...] = full
+    if kernel.clock is None:
+        for s in kernel.stages:
+            _store(s, s.axes, ev)
+        return [buffers[b] for b in kernel.outputs]
+    before, during, after = parts_in_time(kernel)
+    for s in before:
+        _store(s, s.axes, ev)
+    for now in range(evaluate_int(kernel.clock.extent, dims)):
+        ev.fixed = {kernel.clock: now}
+        for s in during:
+            _store(s, tuple(a for a in s.axes if a is not kernel.clock), ev)
+    for s in after:
+        _store(s, s.axes, ev)
     return [buffers[b] for b in kernel.outputs]
+
+
+def _store(s: Stage, axes: tuple[Axis, ...], ev: _Evaluator) -> None:
+    """Computes a stage for all values of `axes`."""
+    sizes = [evaluate_int(a.extent, ev.dims) for a in axes]
+    if 0 in sizes:
+        return
+    target = ev.buffers[s.buffer]
+    full = np.broadcast_to(ev.value(s.value, axes), sizes).astype(target.dtype)
+    if s.index:
+        where = tuple(np.broadcast_to(ev.value(i, axes), sizes) for i in s.index)
+        target[where] = full
+    else:
+        target[...] = full
 
 
 _SUMMED = ("float32", "float64", "int32", "int64")
@@ -65,9 +81,10 @@ _SUMMED = ("float32", "float64", "int32", "int64")
 
 
 class _Evaluator:
-    def __init__(self, dims: Mapping[str, int], buffers: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, dims: Mapping[str, int], buffers: dict[str, np.ndarray]) -> None:
         self.dims = dims
         self.buffers = buffers
+        self.fixed: dict[Axis, int] = {}
 
     def value(self, e: Expr, axes: tuple[Axis, ...]) -> Any:
         """`e` as an array that broadcasts over `axes` in order."""
@@ -85,6 +102,8 @@ class _Evaluator:
         if isinstance(e, Dim):
             return np.int64(self.dims[e.name])
         if isinstance(e, Axis):
+            if e in self.fixed:
+                return np.int64(self.fixed[e])
             k = axes.index(e)
             n = evaluate_int(e.extent, self.dims)
             shape = [1] * len(axes)

@@ -18,18 +18,15 @@ _interned: weakref.WeakValueDictionary[tuple[Any, ...], Expr] = weakref.WeakValu
 
 
 class Expr:
-    """Base of all expressions; `dtype` is a NumPy dtype name. Supports Python arithmetic."""
+    """Base of all expressions; `dtype` is a NumPy dtype name. Supports Python arithmetic.
 
-    __slots__ = ("__weakref__", "_free", "_key", "dtype")
+    Hashing and comparison are those of `object`, by identity."""
+
+    __slots__ = ("__weakref__", "_free", "_key", "_loads", "dtype")
     dtype: str
     _key: tuple[Any, ...]
     _free: frozenset[Expr] | None
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
+    _loads: tuple[Load, ...] | None
 
     def __reduce__(self) -> Any:
         return (_rebuild, (type(self).__name__, self._key[1:]))
@@ -73,7 +70,7 @@ def _intern(cls: type, key: tuple[Any, ...], dtype: str) -> tuple[Any, bool]:
     if found is not None:
         return found, False
     e: Any = object.__new__(cls)
-    e._key, e.dtype, e._free = key, dtype, None
+    e._key, e.dtype, e._free, e._loads = key, dtype, None, None
     _interned[key] = e
     return e, True
 
@@ -359,9 +356,11 @@ def axes_of(e: Expr) -> set[Axis]:
     return {a for a in leaves(e) if isinstance(a, Axis)}
 
 
-def loads(e: Expr) -> list[Load]:
+def loads(e: Expr) -> tuple[Load, ...]:
     """Every distinct load of `e`, in a deterministic order."""
-    return [x for x in walk(e) if isinstance(x, Load)]
+    if e._loads is None:
+        e._loads = tuple(x for x in walk(e) if isinstance(x, Load))
+    return e._loads
 
 
 def rewrite(

@@ -87,13 +87,18 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """Stages in execution order; `types` gives every buffer's type; the rest are temporaries."""
+    """Stages in execution order; `types` gives every buffer's type; the rest are temporaries.
+
+    A recurrence has a `clock`: the stages over that axis are computed one after the other at each
+    of its values in turn, so that they may read what they or later ones have stored before.
+    """
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     stages: tuple[Stage, ...]
     types: Mapping[str, TensorType] = field(hash=False)
+    clock: Axis | None = None
 
     @property
     def temporaries(self) -> tuple[str, ...]:
@@ -103,12 +108,14 @@ class Kernel:
     def __str__(self) -> str:
         head = f"kernel {self.name}({', '.join(f'{b}: {self.types[b]}' for b in self.inputs)})"
         outs = ", ".join(f"{b}: {self.types[b]}" for b in self.outputs)
-        return "\n".join([f"{head} -> {outs}", *(f"  {s}" for s in self.stages)])
+        over = f", over {self.clock.name} in order" if self.clock is not None else ""
+        return "\n".join([f"{head} -> {outs}{over}", *(f"  {s}" for s in self.stages)])
 
     @property
     def is_map(self) -> bool:
         """One stage, no reduction: a pure index function that can be substituted anywhere."""
-        return len(self.stages) == 1 and not self.stages[0].reduces and not self.stages[0].index
+        (first, *more) = self.stages
+        return not more and not first.reduces and not first.index and self.clock is None
 
     def renamed(self, table: Mapping[str, str]) -> Kernel:
         """The same kernel over other buffer names."""
@@ -126,7 +133,8 @@ class Kernel:
         )
         types = {name(b): t for b, t in self.types.items()}
         ins = tuple(dict.fromkeys(name(b) for b in self.inputs))
-        return Kernel(self.name, ins, tuple(name(b) for b in self.outputs), stages, types)
+        outs = tuple(name(b) for b in self.outputs)
+        return Kernel(self.name, ins, outs, stages, types, self.clock)
 
     def flops(self) -> Expr:
         """Arithmetic operations (a fused multiply-add counts two, every function one)."""
@@ -155,6 +163,15 @@ def count_flops(e: Expr) -> Expr:
             if FUNCTIONS[x.fn].result == "same" and x.fn not in ("select", "cast"):
                 total = total + 1
     return total
+
+
+def parts_in_time(k: Kernel) -> tuple[list[Stage], list[Stage], list[Stage]]:
+    """The stages of a recurrence before its clock runs, while it does, and after."""
+    over = [k.clock in s.axes for s in k.stages]
+    first, last = over.index(True), len(over) - over[::-1].index(True)
+    stages = list(k.stages)
+    assert all(over[first:last]), "a stage between those of the clock is not over it"
+    return stages[:first], stages[first:last], stages[last:]
 
 
 def stored(buffer: str, axes: tuple[Axis, ...], value: Expr, where: tuple[Expr, ...]) -> Stage:
@@ -244,10 +261,11 @@ def used_inputs(stages: Iterable[Stage], candidates: Iterable[str]) -> tuple[str
 def prune(stages: tuple[Stage, ...], wanted: Iterable[str]) -> tuple[Stage, ...]:
     """Drops stages whose buffer nothing needs."""
     need = set(wanted)
-    kept: list[Stage] = []
-    for s in reversed(stages):
-        if s.buffer in need:
-            kept.append(s)
-            need |= {x.buffer for x in loads(s.value)}
-            need |= {x.buffer for i in s.index for x in loads(i)}
-    return tuple(reversed(kept))
+    known = -1
+    while len(need) != known:  # stages of a recurrence read what later ones store
+        known = len(need)
+        for s in reversed(stages):
+            if s.buffer in need:
+                need |= {x.buffer for x in loads(s.value)}
+                need |= {x.buffer for i in s.index for x in loads(i)}
+    return tuple(s for s in stages if s.buffer in need)

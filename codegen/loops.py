@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from onnxjit.codegen.expr import Axis, Expr, Var, index, to_text
+from onnxjit.codegen.expr import ONE, Axis, Expr, Var, index, to_text
 from onnxjit.codegen.packing import Packing
 
 TILE = Var("tile")
@@ -100,6 +100,7 @@ class Param:
 class LoopNest:
     """`dims`: names of the run-time integers, in the order of the `ints` argument.
 
+    The tiles are `rounds` equal parts, each of which is finished before the next one begins.
     With `threads`, a tile is computed by the threads of one CUDA block; `THREAD` numbers them.
     """
 
@@ -115,6 +116,7 @@ class LoopNest:
     notes: tuple[str, ...] = field(default=())
     packings: tuple[Packing, ...] = field(default=())
     threads: int = 0
+    rounds: Expr = ONE
 
     def __str__(self) -> str:
         lines = [f"nest {self.name} [{self.rule}] tiles={to_text(self.tiles)}"]

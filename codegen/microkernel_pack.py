@@ -1,12 +1,14 @@
-"""Transposing copies: rows that are contiguous in k become a panel of columns for the GEMM tiles.
+"""Transposing copies: rows that are contiguous in k become columns.
 
     pack_f32_{nr}_{isa}
 
-    void f(const float* src, int64 stride, int64 rows, int64 depth, float* dst)
-    dst[k*nr + r] = src[min(r, rows - 1)*stride + k]         for k < depth, r < nr
+    void f(const float* src, int64 stride, int64 rows, int64 depth, float* dst, int64 step)
+    dst[k*step + r] = src[min(r, rows - 1)*stride + k]       for k < depth, r < nr
 
-Columns beyond `rows` repeat the last one: what a tile makes of them is never stored, and no
-condition is needed inside. `rows` is at least 1; nothing outside the elements named is touched.
+With a `step` of nr that is a panel of columns for the GEMM tiles. Columns beyond `rows` repeat the
+last one: what a tile makes of them is never stored, and no condition is needed inside. With one
+vector of columns they are written in the order of k, so with a smaller `step` the next column
+replaces what was too much. `rows` is at least 1; nothing outside the elements named is touched.
 
 Blocks of lanes x lanes elements are transposed in registers: pairs of rows are interleaved, pairs
 of pairs are, and then the 128-bit quarters of four such groups change places. A scalar transposing
@@ -40,8 +42,8 @@ class Panel:
 def module(name: str, panel: Panel) -> ir.Module:
     """A module that defines exactly `name`."""
     result = ir.Module(name=name)
-    function = ir.Function(result, ir.FunctionType(ir.VoidType(), [_PTR, _I64, _I64, _I64, _PTR]),
-                           name)  # fmt: skip
+    kind = ir.FunctionType(ir.VoidType(), [_PTR, _I64, _I64, _I64, _PTR, _I64])
+    function = ir.Function(result, kind, name)
     function.attributes.add("nounwind")
     _Generator(function, panel).emit()
     return result
@@ -56,7 +58,7 @@ class _Generator:
     def emit(self) -> None:
         """For each vector of columns: whole blocks of k, then single steps of k."""
         build, lanes = self.build, self.panel.lanes
-        src, stride, rows, depth, dst = self.function.args
+        src, stride, rows, depth, dst, self.stride = self.function.args
         last = build.sub(rows, _i64(1))
         whole = build.and_(depth, _i64(-lanes))
         for v in range(self.panel.vectors):
@@ -87,9 +89,9 @@ class _Generator:
         return []
 
     def column(self, dst: Any, v: int, k: Any, c: int) -> Any:
-        nr = self.panel.vectors * self.panel.lanes
-        return self.at(dst, self.build.add(self.build.mul(k, _i64(nr)),
-                                           _i64(c * nr + v * self.panel.lanes)))  # fmt: skip
+        build = self.build
+        line = build.mul(build.add(k, _i64(c)), self.stride)
+        return self.at(dst, build.add(line, _i64(v * self.panel.lanes)))
 
     def transposed(self, rows: list[Any]) -> list[Any]:
         """The columns of a square block. Within each 128-bit quarter q, four rows become columns

@@ -251,9 +251,16 @@ def select(
     tail with exactly the rows that remain.
     Raises ValueError on an extent below 1 or if no row has one of `widths`.
     """
+    return covers(m, n, target, widths=widths)[0]
+
+
+def covers(
+    m: int | None, n: int | None, target: Target, *, widths: tuple[int, ...] | None = None
+) -> tuple[Cover, ...]:
+    """All covers that `select` weighs, cheapest first. Raises as `select`."""
     if (m is not None and m < 1) or (n is not None and n < 1):
         raise ValueError(f"cannot cover {m} x {n}")
-    return _select(m, n, isa_of(target), widths)
+    return _covers(m, n, isa_of(target), widths)
 
 
 def isa_of(target: Target) -> str:
@@ -262,16 +269,18 @@ def isa_of(target: Target) -> str:
 
 
 @cache
-def _select(m: int | None, n: int | None, isa: str, widths: tuple[int, ...] | None) -> Cover:
-    covers = [
+def _covers(
+    m: int | None, n: int | None, isa: str, widths: tuple[int, ...] | None
+) -> tuple[Cover, ...]:
+    found = [
         _cover(main, m, n)
         for main in rows(isa)
         if (m is None or main.mr <= m) and (widths is None or main.nr in widths)
     ]
-    if not covers:
+    if not found:
         raise ValueError(f"{isa} has no rows of width {widths}")
     # Equal estimates: the wider tile reads A less often.
-    return min(covers, key=lambda cover: (cover.cycles, -cover.nr))
+    return tuple(sorted(found, key=lambda cover: (cover.cycles, -cover.nr)))
 
 
 def _cover(main: MicroKernel, m: int | None, n: int | None) -> Cover:

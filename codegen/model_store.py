@@ -80,14 +80,16 @@ class ModelStore:
 
 
 class ModelWriter:
-    """Collects the files of a model in a temporary folder; leaving the `with` publishes them.
+    """Collects the files of a model in a temporary folder; leaving the `with` publishes them under
+    `key`.
 
-    `model` holds them then. An exception inside the `with` discards everything.
+    `model` holds them then. An exception inside the `with` discards everything, and so does the
+    lack of a key.
     """
 
-    def __init__(self, store: ModelStore, key: str) -> None:
+    def __init__(self, store: ModelStore, key: str | None) -> None:
         self._store = store
-        self._key = checked(key)
+        self.key = key
         self._folder = store.folder / temporary_name()
         self.model: StoredModel | None = None
 
@@ -109,20 +111,20 @@ class ModelWriter:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            if kind is None:
-                self.model = self._publish()
+            if kind is None and self.key is not None:
+                self.model = self._publish(checked(self.key))
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _publish(self) -> StoredModel:
+    def _publish(self, key: str) -> StoredModel:
         files: dict[str, bytes | memoryview] = {}
         facts: dict[str, dict[str, int | str]] = {}
         for path in sorted(self._folder.iterdir()):
             data = files[path.name] = _content(path, path.stat().st_size)
             facts[path.name] = {"bytes": len(data), "digest": _digest(data)}
         manifest = json.dumps({"files": facts}, indent=1).encode()
-        write_private(self._folder / MANIFEST, sealed("models", self._key, manifest))
-        target = self._store.folder / self._key
+        write_private(self._folder / MANIFEST, sealed("models", key, manifest))
+        target = self._store.folder / key
         for _ in range(10):
             try:
                 os.rename(self._folder, target)
@@ -131,7 +133,7 @@ class ModelWriter:
                     raise
                 # Another process published the same key first. If its copy is damaged, opening
                 # removes it and the next try succeeds.
-                found = self._store.open(self._key, check_large=True)
+                found = self._store.open(key, check_large=True)
                 if found is not None:
                     return found
             else:

@@ -7,14 +7,17 @@ which every distinct one occurs once, children before parents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from onnxjit.codegen.canonical import canonical
 from onnxjit.codegen.emit_cpu import scratch_total
 from onnxjit.codegen.expr import Apply, Axis, Const, Dim, Expr, Load, Poly, Reduce
+from onnxjit.codegen.fingerprint import content_key
 from onnxjit.codegen.kernel import Kernel, Stage, TensorType
+from onnxjit.codegen.layout import Layout, Strided
 from onnxjit.codegen.loops import LoopNest, Param
 from onnxjit.codegen.packing import Packing
 
@@ -24,49 +27,82 @@ class Signature:
     """The interface of a compiled kernel: `kernel(ptrs, ints, scratch, begin, end)`.
 
     `definition` says what it computes. `params` are the buffers behind `ptrs`, `dims` the sizes
-    behind `ints`; `layouts` gives the physical axis order of buffers that are not row-major, and a
-    buffer in `packings` is passed in packed form. `tiles` and `scratch` (bytes) are over the sizes.
+    behind `ints`; `layouts` says where the elements of buffers lie that are not row-major, and a
+    buffer in `packings` is passed in packed form. `tiles` and `scratch` (bytes) are over the sizes;
+    the tiles are `rounds` equal parts, one after the other.
     """
 
     definition: Kernel
     params: tuple[Param, ...]
     dims: tuple[str, ...]
-    layouts: Mapping[str, tuple[int, ...]]
+    layouts: Mapping[str, Layout]
     packings: Mapping[str, Packing]
     tiles: Expr
     scratch: Expr
+    rounds: Expr
 
 
-def signature(kernel: Kernel, nest: LoopNest, layouts: Mapping[str, tuple[int, ...]]) -> Signature:
+def signature(kernel: Kernel, nest: LoopNest, layouts: Mapping[str, Layout]) -> Signature:
     """The signature of `nest`, which was made for `kernel` under its standard names; `layouts` are
     by the kernel's own names."""
     same = canonical(kernel)
     orders = {b: layouts[v] for b, v in same.buffers.items() if v in layouts}
     packings = {p.buffer: p for p in nest.packings}
     return Signature(
-        same.kernel, nest.params, nest.dims, orders, packings, nest.tiles, scratch_total(nest)
+        same.kernel,
+        nest.params,
+        nest.dims,
+        orders,
+        packings,
+        nest.tiles,
+        scratch_total(nest),
+        nest.rounds,
     )
+
+
+def structure(kernel: Kernel, layouts: Mapping[str, Layout], constants: Iterable[str]) -> str:
+    """32 hexadecimal digits that are equal for kernels which are equal but for names, in layouts
+    and in which inputs are constants. `kernel` is under its standard names."""
+    table = _Writer(anonymous=True)
+    definition = _kernel_data(kernel, table)
+    where = _layouts_data(dict(sorted(layouts.items())), table)
+    data = [definition, where, sorted(constants), table.nodes]
+    return content_key(json.dumps(data).encode())
+
+
+def _kernel_data(k: Kernel, table: _Writer) -> dict[str, Any]:
+    types = {b: [t.dtype, table.all(t.shape)] for b, t in k.types.items()}
+    stages = [[x.buffer, table.all(x.axes), table.add(x.value), table.all(x.index)]
+              for x in k.stages]  # fmt: skip
+    return {
+        "inputs": k.inputs,
+        "outputs": k.outputs,
+        "types": types,
+        "stages": stages,
+        "clock": table.all([] if k.clock is None else [k.clock]),
+    }
+
+
+def _layouts_data(layouts: Mapping[str, Layout], table: _Writer) -> dict[str, Any]:
+    return {
+        b: {"steps": table.all(x.steps)} if isinstance(x, Strided) else x
+        for b, x in layouts.items()
+    }
 
 
 def to_data(s: Signature) -> dict[str, Any]:
     """A signature in JSON's types."""
     table = _Writer()
-    k = s.definition
-    types = {b: [t.dtype, table.all(t.shape)] for b, t in k.types.items()}
-    stages = [[x.buffer, table.all(x.axes), table.add(x.value), table.all(x.index)]
-              for x in k.stages]  # fmt: skip
     return {
-        "name": k.name,
-        "inputs": k.inputs,
-        "outputs": k.outputs,
-        "types": types,
-        "stages": stages,
+        "name": s.definition.name,
+        **_kernel_data(s.definition, table),
         "params": [[p.buffer, p.dtype, p.written] for p in s.params],
         "dims": s.dims,
-        "layouts": dict(s.layouts),
+        "layouts": _layouts_data(s.layouts, table),
         "packings": [[getattr(p, f.name) for f in fields(p)] for p in s.packings.values()],
         "tiles": table.add(s.tiles),
         "scratch": table.add(s.scratch),
+        "rounds": table.add(s.rounds),
         "nodes": table.nodes,
     }
 
@@ -84,16 +120,21 @@ def from_data(data: Mapping[str, Any]) -> Signature:
         tuple(data["outputs"]),
         tuple(Stage(b, exprs(axes), e[v], exprs(where)) for b, axes, v, where in data["stages"]),
         {b: TensorType(dtype, exprs(shape)) for b, (dtype, shape) in data["types"].items()},
+        next(iter(exprs(data["clock"])), None),
     )
     packings = [Packing(*map(_tuples, row)) for row in data["packings"]]
     return Signature(
         kernel,
         tuple(Param(*row) for row in data["params"]),
         tuple(data["dims"]),
-        {b: tuple(order) for b, order in data["layouts"].items()},
+        {
+            b: Strided(exprs(x["steps"])) if isinstance(x, Mapping) else tuple(x)
+            for b, x in data["layouts"].items()
+        },
         {p.buffer: p for p in packings},
         e[data["tiles"]],
         e[data["scratch"]],
+        e[data["rounds"]],
     )
 
 
@@ -102,10 +143,14 @@ def _tuples(value: Any) -> Any:
 
 
 class _Writer:
-    """The table of nodes, as it grows; a node is a tag, plain values and numbers of nodes."""
+    """The table of nodes, as it grows; a node is a tag, plain values and numbers of nodes.
 
-    def __init__(self) -> None:
+    `anonymous`: sizes are numbered by their first occurrence instead of named.
+    """
+
+    def __init__(self, anonymous: bool = False) -> None:
         self.nodes: list[list[Any]] = []
+        self._sizes: dict[str, str] | None = {} if anonymous else None
         self._numbers: dict[Expr, int] = {}
 
     def all(self, exprs: Sequence[Expr]) -> list[int]:
@@ -125,7 +170,8 @@ class _Writer:
         if isinstance(e, Axis):
             return ["axis", e.name, self.add(e.extent)]
         if isinstance(e, Dim):
-            return ["dim", e.name]
+            known = self._sizes
+            return ["dim", e.name if known is None else known.setdefault(e.name, f"{len(known)}")]
         if isinstance(e, Load):
             return ["load", e.buffer, self.all(e.index), e.dtype]
         if isinstance(e, Apply):

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,13 +66,27 @@ _ids = itertools.count()
 _trace: contextvars.ContextVar[Trace | None] = contextvars.ContextVar("trace", default=None)
 
 
+NO_FAULT = -(1 << 63)
+
+
 class Trace:
-    """Stages, buffer types and guards gathered while a definition runs."""
+    """Stages, buffer types and guards gathered while a definition runs.
+
+    `clock` is the axis over which a recurrence runs, and `running` whether stages are being added
+    to it; `states` are buffers that live from one of its steps to the next, `recorded` those that
+    keep something of every step. `faults` are questions to the data: a function that makes an int64
+    scalar, which is `NO_FAULT` or what is wrong, and the text behind that.
+    """
 
     def __init__(self) -> None:
         self.stages: list[Stage] = []
         self.types: dict[str, TensorType] = {}
         self.guards: list[tuple[Expr, Expr]] = []
+        self.faults: list[tuple[Callable[[], Tensor], str]] = []
+        self.clock: Axis | None = None
+        self.running = False
+        self.states: list[str] = []
+        self.recorded: set[str] = set()
 
     @contextmanager
     def active(self) -> Any:
@@ -80,6 +95,11 @@ class Trace:
             yield self
         finally:
             _trace.reset(token)
+
+
+def new_name(prefix: str) -> str:
+    """A buffer name that no other trace of this process uses."""
+    return f"{prefix}{next(_ids)}"
 
 
 def current() -> Trace:
@@ -539,10 +559,14 @@ def pad_with(
 def materialize(x: Tensor, prefix: str = "t") -> Tensor:
     """Makes the tensor a stage of the current trace, so that it is computed once and stored."""
     t = current()
-    name = f"{prefix}{next(_ids)}"
+    name = new_name(prefix)
     axes = tuple(fresh_axis(d) for d in x.shape)
     t.types[name] = TensorType(x.dtype, x.shape)
-    t.stages.append(Stage(name, axes, x.at(*axes)))
+    if t.running:
+        assert t.clock is not None
+        t.stages.append(Stage(name, (t.clock, *axes), x.at(*axes), axes))
+    else:
+        t.stages.append(Stage(name, axes, x.at(*axes)))
     return Tensor(x.shape, x.dtype, lambda idx: Load(name, idx, x.dtype), buffer=name)
 
 
@@ -615,11 +639,16 @@ def reduce_identity(fn: str, dtype: str) -> Const:
 def finish(
     name: str, t: Trace, results: Sequence[tuple[str, Tensor]], inputs: Sequence[str]
 ) -> Kernel:
-    """The kernel that stores each result tensor under its buffer name."""
+    """The kernel that stores each result tensor under its buffer name. The states of a recurrence
+    are outputs of it as well."""
     stages = list(t.stages)
     types = dict(t.types)
+    names: dict[str, str] = {}
     for buffer, x in results:
         types[buffer] = TensorType(x.dtype, x.shape)
+        if x.buffer in t.recorded and x.buffer not in names:
+            names[x.buffer] = buffer
+            continue
         if x._pieces is not None:
             for origin, part in x._pieces:
                 axes = tuple(fresh_axis(d) for d in part.shape)
@@ -629,8 +658,14 @@ def finish(
         axes = tuple(fresh_axis(d) for d in x.shape)
         stages.append(Stage(buffer, axes, x.at(*axes)))
     outputs = tuple(b for b, _ in results)
-    kept = merge_stages(prune(tuple(stages), outputs), outputs)
-    return Kernel(name, used_inputs(kept, inputs), outputs, kept, types)
+    if t.clock is None:
+        kept = merge_stages(prune(tuple(stages), outputs), outputs)
+        return Kernel(name, used_inputs(kept, inputs), outputs, kept, types)
+    stages = [replace(s, buffer=names.get(s.buffer, s.buffer)) for s in stages]
+    kept = prune(tuple(stages), outputs)
+    stored = {s.buffer for s in kept}
+    outputs = (*outputs, *(b for b in t.states if b in stored))
+    return Kernel(name, used_inputs(kept, inputs), outputs, kept, types, t.clock)
 
 
 def merge_stages(stages: tuple[Stage, ...], outputs: Sequence[str]) -> tuple[Stage, ...]:
@@ -669,7 +704,7 @@ def merge_stages(stages: tuple[Stage, ...], outputs: Sequence[str]) -> tuple[Sta
 __all__ = [
     "INDEX", "DefinitionError", "NeedsValue", "Tensor", "Trace", "aligned", "array", "as_tensor",
     "broadcast_shape", "cast_to", "compute", "concat", "current", "elementwise", "expand",
-    "finish", "flatten_index", "full", "in_wide", "materialize", "merge_stages", "pad_with",
-    "placeholder", "reduce", "reduce_identity", "reduce_over", "reshape", "same_dim", "select",
-    "slice_axis", "transpose", "unflatten_index",
+    "finish", "flatten_index", "full", "in_wide", "materialize", "merge_stages", "new_name",
+    "pad_with", "placeholder", "reduce", "reduce_identity", "reduce_over", "reshape", "same_dim",
+    "select", "slice_axis", "transpose", "unflatten_index",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from onnxjit.codegen.cache import Cache
 from onnxjit.codegen.fingerprint import Stamp, bulk_key, stamp
 from onnxjit.codegen.target import host
+from onnxjit.codegen.tuned import Table
 from onnxjit.compiled import CompiledModel
 from onnxjit.debug import debug_level, show_compiled
 from onnxjit.devices import resolve
 from onnxjit.errors import ModelError
 from onnxjit.origin import Origin, external_files
+from onnxjit.runtime.threads import MAX_THREADS, available_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +28,10 @@ if TYPE_CHECKING:
     from onnxjit.artifact import Artifact
     from onnxjit.codegen.build import Builder
     from onnxjit.proto import ModelSource
+    from onnxjit.tuning import Budget
 
 Progress = Callable[[int, int], None]
+TUNE_SECONDS = 60.0
 _SPARE_BYTES = 32 << 20
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -41,6 +46,8 @@ def compile(
     folder: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
+    tune: bool | float = False,
+    sizes: Mapping[str, int] | None = None,
 ) -> CompiledModel:
     """Compile an ONNX model into a callable.
 
@@ -50,11 +57,17 @@ def compile(
     is there is loaded instead of compiled. overrides: sizes of free dimensions, by the model's
     names of them. folder: where external data lies if `model` is not a path. jobs: processes
     that compile kernels, by default one for each core; 0 compiles in this process. progress: told
-    (kernels done, kernels in all).
+    (kernels done, kernels in all). tune: measure variants of the kernels on this machine and take
+    the fastest, for about so many seconds (True: a minute). What was found stays in the cache,
+    serves every later compilation for as many threads, and is not measured again. sizes: of free
+    dimensions, by name, to measure at; the code serves all sizes.
 
     Raises `ModelError` for a model that is broken, `UnsupportedOperators` with every node that
     has no implementation, `DeviceError` when the device is not there.
     """
+    seconds = TUNE_SECONDS if tune is True else float(tune)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"tune takes a number of seconds, not {tune!r}")
     level = debug_level()
     resolve(device)
     chosen = dict(overrides or {})
@@ -62,7 +75,8 @@ def compile(
     store = cache if isinstance(cache, Cache) else None
     if store is None and cache is not False:
         store = Cache(None if cache is True else cache)  # type: ignore[arg-type]
-    request = Request(origin, chosen, store, jobs, progress)
+    request = Request(origin, chosen, store, jobs, progress, threads)
+    request.tune_seconds, request.tune_sizes = seconds, dict(sizes or {})
     start = time.perf_counter()
     artifact = request.artifact()
     again = any(check.assumed for check in artifact.plan.checks)
@@ -83,12 +97,18 @@ class Request:
         cache: Cache | None,
         jobs: int | None = None,
         progress: Progress | None = None,
+        threads: int | None = None,
     ) -> None:
         self.origin = origin
         self.overrides = overrides
         self.cache = cache
         self.jobs = jobs
         self.progress = progress
+        self.threads = min(threads or available_threads(), MAX_THREADS)
+        self.tune_seconds = 0.0
+        self.tune_sizes: dict[str, int] = {}
+        self.tuned = Table()
+        """What is known of variants; without a cache, what this compilation has found."""
         self.found = False
         """Whether the last artifact came from the cache."""
         self.content: str | None = None  # what the first artifact was made of
@@ -96,22 +116,27 @@ class Request:
 
     def kept(self, again: bool) -> Request:
         """What a compiled model keeps; `again`: it may have to be compiled for other sizes."""
-        made = Request(self.origin.kept(again), self.overrides, self.cache, self.jobs)
-        made.content, made.stamps = self.content, self.stamps
+        origin = self.origin.kept(again)
+        made = Request(origin, self.overrides, self.cache, self.jobs, None, self.threads)
+        made.content, made.stamps, made.tuned = self.content, self.stamps, self.tuned
         return made
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self.origin, dict(self.overrides), self.stamps
+        return self.origin, dict(self.overrides), self.stamps, self.threads
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.__init__(state[0], state[1], None)  # type: ignore[misc]  # caches stay at home
-        self.stamps = state[2]
+        origin, overrides, stamps, threads = state
+        # Caches stay at home, and what was tuned there with them.
+        self.__init__(origin, overrides, None, None, None, threads)  # type: ignore[misc]
+        self.stamps = stamps
 
     def artifact(self, shapes: Shapes | None = None) -> Artifact:
         """The compiled model, from the cache if it is there."""
         self.found = False
         if shapes is None:
             self.stamps = self.origin.stamps()
+        if self.cache is not None:
+            self.tuned = Table.open(self.cache, host(), self.threads)
         known = self._known() if self.cache is not None else None
         found = self._load(known, shapes)
         if found is not None:
@@ -132,7 +157,14 @@ class Request:
             return None
         from onnxjit.store import load, model_key
 
-        artifact = load(self.cache, model_key(content, host(), self.overrides, shapes))
+        key = model_key(content, host(), self.overrides, shapes)
+        if self.tune_seconds or self.tuned.rows:
+            # Which code a model has depends on its kernels' rows alone, not on the whole table.
+            known = self.cache.known_kernels(key)
+            if known is None or (self.tune_seconds and not self.tuned.rows.keys() >= set(known)):
+                return None
+            key = self.tuned.key(key, known)
+        artifact = load(self.cache, key)
         if artifact is not None:
             self.content, self.found = content, True
         return artifact
@@ -188,11 +220,13 @@ class Request:
             "cache": self.cache,
             "builder": builder,
             "progress": self.progress,
+            "tuned": self.tuned,
+            "budget": self._budget(),
         }
         if self.cache is None or content is None:
             graph, parts = build_model(source, **options)
             return artifact_of(graph, parts, target, shapes)
-        entry = Entry(self.cache, model_key(content, target, self.overrides, shapes))
+        entry = Entry(self.cache)
         try:
             with entry:
 
@@ -200,7 +234,12 @@ class Request:
                     entry.constants(_sparing(arrays, source))
 
                 graph, parts = build_model(source, **options, constants=write)
-                entry.finish(artifact_of(graph, parts, target, shapes))
+                key = model_key(content, target, self.overrides, shapes)
+                kernels = {k.structure for k in parts.generated.planned}
+                self.cache.remember_kernels(key, kernels)
+                entry.finish(
+                    artifact_of(graph, parts, target, shapes), self.tuned.key(key, kernels)
+                )
                 del graph, parts  # publishing reads the constants back: not both at the same time
                 source.release_pages()
             return entry.open()
@@ -208,6 +247,13 @@ class Request:
             warnings.warn(f"the compiled model is not kept in the cache: {error}", stacklevel=2)
         graph, parts = build_model(source, **options)
         return artifact_of(graph, parts, target, shapes)
+
+    def _budget(self) -> Budget | None:
+        if not self.tune_seconds:
+            return None
+        from onnxjit.tuning import Budget
+
+        return Budget(self.tune_seconds, self.threads, self.tune_sizes)
 
 
 def _sparing(arrays: Iterator[np.ndarray], source: ModelSource) -> Iterator[np.ndarray]:

@@ -23,12 +23,14 @@ from onnxjit.cli_output import (
     Model,
     Seed,
     Threads,
+    Tune,
     compiling,
     errors,
     fail,
     print_json,
     print_table,
     print_text,
+    sizes,
     spell_seconds,
 )
 
@@ -78,11 +80,13 @@ def _options(
     pass
 
 
-def _compiled(model: str, threads: int | None) -> Any:
+def _compiled(model: str, threads: int | None, tune: float, dim: list[str] | None) -> Any:
     import onnxjit
 
     with compiling("compiling") as progress:
-        return onnxjit.compile(model, threads=threads, progress=progress)
+        return onnxjit.compile(
+            model, threads=threads, progress=progress, tune=tune, sizes=sizes(dim)
+        )
 
 
 def _call(compiled: Any, feeds: Mapping[str, np.ndarray]) -> list[Any]:
@@ -98,11 +102,12 @@ def run(
         Path | None, typer.Option(help="Folder for the outputs, as 0.npy, 1.npy, ...")
     ] = None,
     threads: Threads = None,
+    tune: Tune = 0.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Compile a model and run it once."""
-    compiled = _compiled(model, threads)
+    compiled = _compiled(model, threads, tune, dim)
     results = _call(compiled, feeds_for(compiled.inputs, inputs, dim, seed))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

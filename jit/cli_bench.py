@@ -18,12 +18,14 @@ from onnxjit.cli_output import (
     Json,
     Model,
     Seed,
+    Tune,
     compiling,
     errors,
     fail,
     print_json,
     print_table,
     print_text,
+    sizes,
     spell_seconds,
 )
 
@@ -80,6 +82,7 @@ def bench(
         bool,
         typer.Option("--measure-machine", help="Measure the roofline again, not from the cache."),
     ] = False,
+    tune: Tune = 0.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -110,7 +113,9 @@ def bench(
     ):
         claims.append(f"{verdicts.EARLIER}={verdicts.ALLOWANCE}")
     with compiling("compiling") as progress:
-        compiled = onnxjit.compile(model, threads=threads, progress=progress)
+        compiled = onnxjit.compile(
+            model, threads=threads, progress=progress, tune=tune, sizes=sizes(dim)
+        )
     feeds = feeds_for(compiled.inputs, inputs, dim, seed)
     with _working() as say:
         row = measure(

@@ -36,8 +36,14 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show how much of what is stored."""
+    from onnxjit.codegen.tuned import tables
+
     cache = _cache()
     found = cache.entries()
+    tuned = {
+        name: {"kernels": len(rows), "variants": sum(bool(t.choices) for t in rows.values())}
+        for name, rows in tables(cache).items()
+    }
     totals = {
         kind: {
             "entries": sum(e.kind == kind for e in found),
@@ -51,6 +57,7 @@ def show(
             "limit": cache.max_bytes,
             "bytes": sum(e.bytes for e in found),
             "kinds": totals,
+            "tuned": tuned,
         }
         if entries:
             data["entries"] = [
@@ -62,6 +69,12 @@ def show(
     print_table(str(cache.root), ["kind", "entries", "size"], rows)
     total = sum(e.bytes for e in found)
     print_text(f"{spell_bytes(total)} of at most {spell_bytes(cache.max_bytes)}")
+    for name, counts in tuned.items():
+        isa, _, threads = name.rpartition("-")
+        print_text(
+            f"tuned for {isa}, {threads} thread(s): {counts['kernels']} kernels, "
+            f"{counts['variants']} of them with a variant that is faster than usual"
+        )
     if entries:
         now = time.time()
         listed = [

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, NoReturn
@@ -14,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from onnxjit import plain_json
 
 # As `diff` has it: 1 says that a check found something, 2 that it could not be made.
 FOUND, TROUBLE = 1, 2
@@ -37,6 +37,14 @@ Inputs = Annotated[
         "--input", metavar="NAME=FILE.npy", help="Array for an input; random if not given."
     ),
 ]
+Tune = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=0.0,
+        help="Measure variants of the kernels for so long; the fastest serve later runs, too.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the random inputs.")]
 
 
@@ -55,17 +63,7 @@ def clean(value: Any) -> str:
 
 def print_json(data: Any) -> None:
     """`data` as JSON on standard output; infinity and NaN become null."""
-    print(json.dumps(_finite(data), indent=2, default=str))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return data
+    print(plain_json.dumps(data, indent=2, default=str))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

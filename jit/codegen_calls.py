@@ -16,19 +16,23 @@ from onnxjit.codegen.expr import (
     Expr,
     Poly,
     as_int,
+    index,
+    poly_mul,
     substitute,
     walk,
 )
 from onnxjit.codegen.kernel import Kernel, Stage, TensorType, used_inputs
 from onnxjit.codegen.loops import LoopNest
 from onnxjit.codegen.packing import Packing
-from onnxjit.codegen.scalar_functions import FUNCTIONS
+from onnxjit.codegen.scalar_functions import FUNCTIONS, numpy_dtype
 from onnxjit.codegen.schedule import NoSchedule, Request, schedule
 from onnxjit.codegen.schedule.request import expressions
+from onnxjit.codegen.signature import structure
 from onnxjit.codegen.target import Target
+from onnxjit.codegen.tuned import Table, Tuned
 from onnxjit.errors import ModelError
-from onnxjit.program import HostCall, KernelCall, Program
-from onnxjit.runtime.plan import Buffer, Check, HostStep, Plan, Step
+from onnxjit.program import HostCall, JoinCall, KernelCall, Program
+from onnxjit.runtime.plan import Alias, Buffer, Check, HostStep, Plan, Step
 from onnxjit.runtime.plan import Dim as PlanDim
 from onnxjit.runtime.plan import Source as DimOrigin
 
@@ -36,12 +40,13 @@ from onnxjit.runtime.plan import Source as DimOrigin
 @dataclass(frozen=True, slots=True)
 class ScheduledCall:
     """A kernel call with its nest and source. A buffer is a value id, or "pack:N": a packed
-    constant."""
+    constant. `tuned` says which variant it is, where there is a choice."""
 
     call: KernelCall
     nest: LoopNest
     source: Source
     buffers: tuple[str, ...]
+    tuned: Tuned | None = None
 
 
 @dataclass(slots=True)
@@ -53,17 +58,41 @@ class Generated:
     constants: list[str]
     packings: dict[str, Packing]
     scheduled: list[ScheduledCall | HostCall] = field(default_factory=list)
+    planned: list[Planned] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A distinct kernel: the request that was scheduled, what came of it, its `structure`, and what
+    tuning says of that."""
+
+    request: Request
+    nest: LoopNest
+    source: Source
+    structure: str
+    tuned: Tuned | None = None
+
+
+def planned(request: Request, name: str, structure: str, tuned: Tuned | None = None) -> Planned:
+    """A kernel under standard names scheduled and printed; `name` is for messages."""
+    nest = schedule(request)
+    source = Source(emit(nest), nest.symbols, name, wide=wide(nest))
+    return Planned(request, nest, source, structure, tuned)
 
 
 def generate(
-    p: Program, target: Target, submit: Callable[[Source], object] | None = None
+    p: Program,
+    target: Target,
+    submit: Callable[[Source], object] | None = None,
+    tuned: Table | None = None,
 ) -> Generated:
     """Schedules and prints every kernel and builds the plan.
 
     `constants` of the result name, in plan order, values of the program or keys of `packings`.
-    `submit` is told of each distinct source as soon as it is there.
+    `submit` is told of each distinct source as soon as it is there. `tuned` has variants of
+    kernels, by structure.
     """
-    return _Generator(p, target, submit or (lambda source: None)).run()
+    return _Generator(p, target, submit or (lambda source: None), tuned or Table()).run()
 
 
 def single_stages(c: KernelCall) -> list[KernelCall]:
@@ -101,8 +130,14 @@ def wide(nest: LoopNest) -> bool:
 
 
 class _Generator:
-    def __init__(self, p: Program, target: Target, submit: Callable[[Source], object]) -> None:
-        self.p, self.target, self.submit = p, target, submit
+    def __init__(
+        self,
+        p: Program,
+        target: Target,
+        submit: Callable[[Source], object],
+        tuned: Table,
+    ) -> None:
+        self.p, self.target, self.submit, self.tuned = p, target, submit, tuned
         self.types: dict[str, TensorType] = dict(p.types)
         self.packings: dict[str, Packing] = {}
         self.pack_ids: dict[Packing, str] = {}
@@ -110,46 +145,49 @@ class _Generator:
         order = {d.name: f"d{k}" for k, d in enumerate(p.dims)}
         self.rename: dict[Expr, Expr] = {Dim(a): Dim(b) for a, b in order.items()}
         self.order = order
-        self.plans: dict[object, tuple[LoopNest, Source]] = {}
+        self.plans: dict[object, Planned] = {}
 
     def run(self) -> Generated:
         for c in self.p.calls:
             if isinstance(c, HostCall):
                 self.scheduled.append(c)
-            else:
+            elif isinstance(c, KernelCall):
                 self.schedule(c)
         return self.build_plan()
 
     def schedule(self, c: KernelCall) -> None:
         try:
-            nest, source, names = self.planned(c.kernel)
+            made, names = self.planned(c.kernel)
         except NoSchedule as e:
             parts = single_stages(c)
-            if len(parts) == 1:
+            if len(parts) == 1 or c.kernel.clock is not None:
                 raise ModelError(str(e)) from e
             for b, t in c.kernel.types.items():
                 self.types.setdefault(b, t)
             for part in parts:
                 self.schedule(part)
             return
+        nest = made.nest
         packed = {q.buffer: self.packed(replace(q, buffer=names[q.buffer])) for q in nest.packings}
         buffers = tuple(packed.get(x.buffer) or names[x.buffer] for x in nest.params)
-        self.scheduled.append(ScheduledCall(c, nest, source, buffers))
+        self.scheduled.append(ScheduledCall(c, nest, made.source, buffers, made.tuned))
 
-    def planned(self, kernel: Kernel) -> tuple[LoopNest, Source, dict[str, str]]:
-        """Nest and source of a kernel under standard names, and what those stand for. Kernels that
-        are equal but for names, as the layers of a network, are planned once."""
+    def planned(self, kernel: Kernel) -> tuple[Planned, dict[str, str]]:
+        """A kernel scheduled under standard names, and what those stand for. Kernels that are equal
+        but for names, as the layers of a network, are planned once."""
         same = canonical(kernel)
         names = same.buffers
         layouts = {b: self.p.layouts[v] for b, v in names.items() if v in self.p.layouts}
         constants = frozenset(b for b, v in names.items() if v in self.p.constants)
         key = (same.key, tuple(layouts.items()), constants)
         if key not in self.plans:
-            nest = schedule(Request(same.kernel, layouts, self.target, constants))
-            source = Source(emit(nest), nest.symbols, kernel.name, wide=wide(nest))
-            self.plans[key] = nest, source
-            self.submit(source)
-        return *self.plans[key], names
+            name = structure(same.kernel, layouts, constants)
+            row = self.tuned.rows.get(name)
+            variant = {} if row is None else row.choices
+            request = Request(same.kernel, layouts, self.target, constants, variant)
+            self.plans[key] = planned(request, kernel.name, name, row)
+            self.submit(self.plans[key].source)
+        return self.plans[key], names
 
     def packed(self, q: Packing) -> str:
         if q not in self.pack_ids:
@@ -182,7 +220,12 @@ class _Generator:
                 shape = tuple(self.text(d) for d in t.shape)
                 nbytes = self.text(t.nbytes)
                 label = p.labels.get(v, "")
-                buffers.append(Buffer(kind, t.dtype, nbytes, shape, None, label))
+                alias = None
+                if v in p.places:
+                    place = p.places[v]
+                    offset = poly_mul(place.offset, index(numpy_dtype(t.dtype).itemsize))
+                    alias = Alias(add(place.base, kind), self.text(offset))
+                buffers.append(Buffer(kind, t.dtype, nbytes, shape, alias, label))
             ids[v] = len(buffers) - 1
             if buffers[-1].kind == "constant":
                 constants.append(v)
@@ -194,10 +237,12 @@ class _Generator:
             v
             for c in self.scheduled
             for v in (c.call.outputs if isinstance(c, ScheduledCall) else c.outputs)
-        }
+        } | {c.output for c in p.calls if isinstance(c, JoinCall)}
         host_made = {v for c in self.scheduled if isinstance(c, HostCall) for v in c.outputs}
 
         def kind(v: str) -> str:
+            if v in p.places:
+                v = p.places[v].base
             if v in p.constants or v in self.packings:
                 return "constant"
             if v in host_made:
@@ -225,7 +270,7 @@ class _Generator:
                     tuple(self.order[d] for d in c.nest.dims),
                     self.text(c.nest.tiles),
                     self.text(scratch_total(c.nest)),
-                    False,
+                    self.text(c.nest.rounds),
                     self.text(k.flops()),
                     self.text(k.bytes_moved()),
                     k.name,
@@ -246,10 +291,17 @@ class _Generator:
             for g in p.guards
         )
         plan = Plan(
-            tuple(buffers), tuple(steps), tuple(ids[v] for v in p.inputs), outputs, dims, checks
+            tuple(buffers),
+            tuple(steps),
+            tuple(ids[v] for v in p.inputs),
+            outputs,
+            dims,
+            checks,
+            p.faults,
         )
         sources = [c.source for c in self.scheduled if isinstance(c, ScheduledCall)]
-        return Generated(plan, sources, constants, self.packings, self.scheduled)
+        distinct = list(self.plans.values())
+        return Generated(plan, sources, constants, self.packings, self.scheduled, distinct)
 
 
 def plan_text(e: Expr) -> str:

@@ -19,10 +19,12 @@ import numpy as np
 from onnxjit.errors import ModelError
 from onnxjit.runtime.inputs import AssumptionError
 from onnxjit.runtime.plan import HostStep, Plan
+from onnxjit.runtime.threads import available_threads
 
 if TYPE_CHECKING:
     from onnxjit.codegen.build import Builder
     from onnxjit.codegen.cache import Cache
+    from onnxjit.codegen.tuned import Table
     from onnxjit.graph import Graph, Node, Value
 
 HostFunction = Callable[[list[Any], Mapping[str, Any]], Sequence[Any]]
@@ -57,6 +59,14 @@ class Settings:
                 self._builder = Builder(jobs=0, cache=self.cache)
                 self._owner = os.getpid()
             return self._builder
+
+    @property
+    def tuned(self) -> Table:
+        """What is known of variants of kernels."""
+        from onnxjit.codegen.target import host
+        from onnxjit.codegen.tuned import Table
+
+        return Table.open(self.cache, host(), self.threads or available_threads())
 
 
 def host_functions(
@@ -254,7 +264,9 @@ class Deferred:
             inputs.append(Value(name, dtype, tuple(shape)))
         graph = self.graph.replace(inputs=tuple(inputs), constants=constants, dims=tuple(symbols))
         settings = self._settings
-        _, parts = build_model(graph, cache=settings.cache, builder=settings.builder)
+        _, parts = build_model(
+            graph, cache=settings.cache, builder=settings.builder, tuned=settings.tuned
+        )
         plan = parts.generated.plan
         return Executable(
             plan,

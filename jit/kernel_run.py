@@ -1,7 +1,7 @@
 """One kernel of a model by itself, on random data: native, in plain Python, and against the clock.
 
-Arrays of a `Problem` are in logical axis order; what a kernel gets is in its physical order, packed
-where its signature says so, between guard bands that show a store outside of a buffer.
+Arrays of a `Problem` are in logical axis order; what a kernel gets is laid out and packed as its
+signature says, between guard bands that show a store outside of a buffer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ctypes
 import itertools
 import linecache
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from onnxjit.codegen.dialect_python import run as run_python
 from onnxjit.codegen.evaluate import evaluate, evaluate_int
 from onnxjit.codegen.expr import Load, walk
 from onnxjit.codegen.kernel import Kernel
-from onnxjit.codegen.packing import arranged, pack
+from onnxjit.codegen.layout import elements, span, strides
+from onnxjit.codegen.packing import Packing, pack
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.signature import Signature
 from onnxjit.kernel_sizes import Sizes
@@ -77,16 +78,23 @@ class _Guarded:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A kernel at given sizes with arrays for its inputs, by the buffers of its signature."""
+    """A kernel at given sizes with arrays for its inputs, by the buffers of its signature; `made`
+    keeps what `physical` has made of them."""
 
     signature: Signature
     sizes: Sizes
     inputs: Mapping[str, np.ndarray]
+    made: dict[tuple[str, Packing | None], np.ndarray] = field(default_factory=dict, compare=False)
 
     @property
     def tiles(self) -> int:
         """Tiles of the parallel index space."""
         return max(evaluate_int(self.signature.tiles, self.sizes), 0)
+
+    @property
+    def rounds(self) -> int:
+        """Equal parts of the tiles, each of which is finished before the next one begins."""
+        return max(evaluate_int(self.signature.rounds, self.sizes), 1)
 
     @property
     def scratch_bytes(self) -> int:
@@ -106,21 +114,33 @@ class Problem:
         """The logical shape of a buffer."""
         return [evaluate_int(d, self.sizes) for d in self.signature.definition.types[buffer].shape]
 
-    def physical(self, buffer: str) -> np.ndarray:
-        """An input as the kernel gets it: flat, in physical axis order, packed."""
+    def steps(self, buffer: str) -> list[int]:
+        """Elements between neighbours along each axis of a buffer, as it lies in memory."""
         s = self.signature
-        flat = arranged(self.inputs[buffer], s.layouts.get(buffer)).reshape(-1)
-        return pack(flat, s.packings[buffer]) if buffer in s.packings else flat
+        steps = strides(s.definition.types[buffer], s.layouts.get(buffer))
+        return [evaluate_int(e, self.sizes) for e in steps]
+
+    def memory(self, buffer: str) -> int:
+        """Elements of memory that a buffer takes, gaps included."""
+        return span(self.shape(buffer), self.steps(buffer))
+
+    def physical(self, buffer: str) -> np.ndarray:
+        """An input as the kernel gets it: flat, where its layout has it, packed."""
+        packing = self.signature.packings.get(buffer)
+        if (buffer, packing) not in self.made:
+            data = self.inputs[buffer]
+            flat = np.empty(self.memory(buffer), data.dtype)
+            flat.view(np.uint8)[:] = _UNWRITTEN
+            self.logical(buffer, flat)[...] = data
+            self.made[buffer, packing] = flat if packing is None else pack(flat, packing)
+        return self.made[buffer, packing]
 
     def logical(self, buffer: str, flat: np.ndarray) -> np.ndarray:
-        """The inverse of `physical` for an output."""
-        shape, order = self.shape(buffer), self.signature.layouts.get(buffer)
-        if order is None:
-            return flat.reshape(shape)
-        return flat.reshape([shape[k] for k in order]).transpose(np.argsort(order))
+        """The elements of a buffer in logical order, as a view of its memory."""
+        return elements(flat, self.shape(buffer), self.steps(buffer))
 
     def native(self, entry: Entry, seed: int = 0) -> list[np.ndarray]:
-        """The outputs that machine code computes, tiles in pieces and in no order.
+        """The outputs that machine code computes, the tiles of a round in pieces and in no order.
 
         Raises `Misuse` where it stores outside of its buffers or into an input.
         """
@@ -128,7 +148,7 @@ class Problem:
         params = self.signature.params
         pointers = np.array([buffers[p.buffer].address for p in params] or [0], np.int64)
         ints = np.append(self.ints, 0)
-        for begin, end in _pieces(self.tiles, seed):
+        for begin, end in _pieces(self.tiles, self.rounds, seed):
             scratch = _Guarded(self.scratch_bytes, np.dtype(np.uint8))
             entry(pointers.ctypes.data, ints.ctypes.data, scratch.address, begin, end)
             scratch.check("its scratch memory")
@@ -137,6 +157,8 @@ class Problem:
             held.check(f"buffer {number} ({'an output' if p.written else 'an input'})")
             if not p.written and not _same_bytes(held.array, self.physical(p.buffer)):
                 raise Misuse(f"stores into buffer {number}, an input")
+            if p.written and self._fills_gaps(p.buffer, held.array):
+                raise Misuse(f"stores between the elements of buffer {number}, an output")
         return self._outputs({b: g.array for b, g in buffers.items()})
 
     def interpret(
@@ -157,13 +179,17 @@ class Problem:
         made = {}
         for p in self.signature.params:
             if p.written:
-                count = int(np.prod(self.shape(p.buffer), dtype=np.int64))
-                made[p.buffer] = _Guarded(count, numpy_dtype(p.dtype))
+                made[p.buffer] = _Guarded(self.memory(p.buffer), numpy_dtype(p.dtype))
             else:
                 data = self.physical(p.buffer)
                 made[p.buffer] = _Guarded(data.size, numpy_dtype(p.dtype))
                 made[p.buffer].array[:] = data
         return made
+
+    def _fills_gaps(self, buffer: str, flat: np.ndarray) -> bool:
+        gaps = np.ones(flat.size, bool)
+        self.logical(buffer, gaps)[...] = False
+        return bool((flat[gaps].view(np.uint8) != _UNWRITTEN).any())
 
     def _outputs(self, flat: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return [self.logical(b, flat[b]) for b in self.signature.definition.outputs]
@@ -173,12 +199,16 @@ def _same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
     return bool((a.view(np.uint8) == np.ascontiguousarray(b).view(np.uint8)).all())
 
 
-def _pieces(tiles: int, seed: int) -> list[tuple[int, int]]:
+def _pieces(tiles: int, rounds: int, seed: int) -> list[tuple[int, int]]:
     rng = np.random.default_rng(seed)
-    cuts = sorted({0, tiles, *rng.integers(0, tiles + 1, _PIECES).tolist()})
-    pieces = list(itertools.pairwise(cuts))
-    rng.shuffle(pieces)
-    return pieces
+    share = tiles // rounds
+    found = []
+    for first in range(0, tiles, max(share, 1)):
+        cuts = sorted({0, share, *rng.integers(0, share + 1, _PIECES).tolist()})
+        pieces = [(first + a, first + b) for a, b in itertools.pairwise(cuts)]
+        rng.shuffle(pieces)
+        found += pieces
+    return found
 
 
 def random_problem(

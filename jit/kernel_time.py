@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onnxjit.bench import Timing, take_turns
 from onnxjit.codegen.evaluate import evaluate_int
+from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.target import host
 from onnxjit.compiler import executor_object
 from onnxjit.kernel_run import Problem
@@ -23,6 +27,9 @@ CALL_SECONDS = 200e-6
 """A call repeats the kernel for about this long, so that entering it does not count."""
 
 MOST_REPEATS = 2000
+
+MOST_SLOTS = 16
+"""Arrays of one input that a call is given: more cost time to enter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,7 @@ def time_kernels(
 
     The data is the same in each execution, so what fits into the caches is read from there.
     """
-    made = {name: _calls(problem, one, threads, cache) for name, one in built.items()}
+    made = {name: timed_call(problem, one, threads, cache) for name, one in built.items()}
     timings = take_turns({name: call for name, (call, _) in made.items()}, seconds)
     kernel = problem.signature.definition
     flops, nbytes = (evaluate_int(e, problem.sizes) for e in (kernel.flops(), kernel.bytes_moved()))
@@ -73,40 +80,84 @@ def time_kernels(
     return {name: each(timings[name], repeats) for name, (_, repeats) in made.items()}
 
 
-def _calls(
-    problem: Problem, built: Built, threads: int, cache: Cache | None
+def timed_call(
+    problem: Problem,
+    built: Built,
+    threads: int,
+    cache: Cache | None,
+    arrays: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> tuple[Callable[[], Any], int]:
-    """A call that executes the kernel several times, and how often."""
-    objects = [built.image, *built.tiles.values(), executor_object(host(), cache)]
-    library = link(objects)
-    constants = [problem.physical(p.buffer) for p in problem.signature.params if not p.written]
-    once = Executable(_plan(problem, built.symbol, 1), library, constants, threads)
-    once()
-    spent = min(once.profile(())[1][0].seconds for _ in range(3))
+    """A call that executes the kernel several times, and how often.
+
+    `arrays` are what the inputs hold, as the kernel gets them: several of an input are taken in
+    turns, one for each execution, so that they come from as far away as all of them together.
+    """
+    if arrays is None:
+        params = problem.signature.params
+        arrays = {p.buffer: [problem.physical(p.buffer)] for p in params if not p.written}
+    library = link([built.image, *built.tiles.values(), executor_object(host(), cache)])
+    fixed = [of[0] for of in arrays.values() if len(of) == 1]
+    turning = [of for of in arrays.values() if len(of) > 1]
+    copies = min(map(len, turning), default=1)
+
+    def executable(repeats: int) -> tuple[Executable, list[list[np.ndarray]]]:
+        slots = min(repeats, copies, MOST_SLOTS)
+        plan = _plan(problem, built.symbol, repeats, arrays, slots)
+        groups = [
+            [of[group * slots + slot] for of in turning for slot in range(slots)]
+            for group in range(copies // slots)
+        ]
+        return Executable(plan, library, fixed, threads), groups
+
+    once, groups = executable(1)
+    once(*groups[0])
+    spent = min(once.profile(group)[1][0].seconds for group in (groups * 3)[:3])
     repeats = int(min(max(CALL_SECONDS / max(spent, 1e-9), 1), MOST_REPEATS))
-    return Executable(_plan(problem, built.symbol, repeats), library, constants, threads), repeats
+    several, groups = executable(repeats)
+    if len(groups) == 1 and not groups[0]:
+        return several, repeats
+    turns = itertools.cycle(groups)
+    return lambda: several(*next(turns)), repeats
 
 
-def _plan(problem: Problem, symbol: str, repeats: int) -> Plan:
-    """Inputs as constants, outputs in the arena: nothing is allocated while the clock runs."""
-    types = problem.signature.definition.types
-    buffers = []
-    for p in problem.signature.params:
-        if p.written:
-            nbytes = evaluate_int(types[p.buffer].nbytes, problem.sizes)
-        else:
-            nbytes = problem.physical(p.buffer).nbytes
-        buffers.append(Buffer("arena" if p.written else "constant", p.dtype, nbytes))
+def _plan(
+    problem: Problem,
+    symbol: str,
+    repeats: int,
+    arrays: Mapping[str, Sequence[np.ndarray]],
+    slots: int,
+) -> Plan:
+    """Inputs as constants, or `slots` of each as the plan's inputs where they take turns; outputs
+    in the arena: nothing is allocated while the clock runs."""
     kernel = problem.signature.definition
-    step = Step(
-        symbol,
-        tuple(range(len(buffers))),
-        tuple(problem.ints.tolist()),
-        problem.tiles,
-        problem.scratch_bytes,
-        False,
-        evaluate_int(kernel.flops(), problem.sizes),
-        evaluate_int(kernel.bytes_moved(), problem.sizes),
-        kernel.name,
-    )
-    return Plan(tuple(buffers), (step,) * repeats, (), ())
+    buffers: list[Buffer] = []
+    places: list[list[int]] = []
+    for p in problem.signature.params:
+        places.append([len(buffers)])
+        if p.written:
+            nbytes = problem.memory(p.buffer) * numpy_dtype(p.dtype).itemsize
+            buffers.append(Buffer("arena", p.dtype, nbytes))
+            continue
+        held = arrays[p.buffer]
+        if len(held) == 1:
+            buffers.append(Buffer("constant", p.dtype, held[0].nbytes))
+            continue
+        places[-1] = list(range(len(buffers), len(buffers) + slots))
+        buffers += [Buffer("input", p.dtype, held[0].nbytes, held[0].shape)] * slots
+    steps = [
+        Step(
+            symbol,
+            tuple(place[slot % len(place)] for place in places),
+            tuple(problem.ints.tolist()),
+            problem.tiles,
+            problem.scratch_bytes,
+            problem.rounds,
+            evaluate_int(kernel.flops(), problem.sizes),
+            evaluate_int(kernel.bytes_moved(), problem.sizes),
+            kernel.name,
+        )
+        for slot in range(min(slots, repeats))
+    ]
+    inputs = tuple(n for n, b in enumerate(buffers) if b.kind == "input")
+    chosen = tuple(itertools.islice(itertools.cycle(steps), repeats))
+    return Plan(tuple(buffers), chosen, inputs, ())

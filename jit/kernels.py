@@ -46,6 +46,8 @@ class Kernel:
     ONNX nodes. `flops`, `bytes` (each input and output counted once) and `tiles` (of its parallel
     index space) are numbers, or expressions where sizes are free. `key` names the machine code,
     which equal kernels share; `original` is the key of the code that an edited source replaces.
+    `variant` are the choices that tuning made instead of the cost models, and `gain` how many times
+    as fast the kernel alone was with them (1.0 without).
 
     Where a method takes `source`, that is the text of an edited source for the same arguments, or
     the path of its file. Where it takes `dims`, sizes by the model's names of them; what is not
@@ -70,6 +72,8 @@ class Kernel:
     signature: str = field(repr=False)
     home: Home = field(repr=False, compare=False)
     original: str | None = None
+    variant: Mapping[str, int] = field(default_factory=dict)
+    gain: float = 1.0
 
     @property
     def llvm(self) -> str:
@@ -87,6 +91,10 @@ class Kernel:
         lines = [f"# {self.name}: {', '.join(self.origin)}", f"# rule: {self.rule}"]
         lines += [f"# {rule} declined: {reason}" for rule, reason in self.declined]
         lines += [f"# {note}" for note in self.notes]
+        if self.variant:
+            lines.append(
+                f"# tuned: {spelled(self.variant)}; {self.gain:.2f} times as fast as usual"
+            )
         if self.original is not None:
             lines.append("# edited: this source is not the one that the rule made")
         return "\n".join(lines)
@@ -223,6 +231,11 @@ class Kernel:
 
     def __str__(self) -> str:
         return f"{self.decisions}\n{self.source}"
+
+
+def spelled(variant: Mapping[str, int]) -> str:
+    """The choices of a variant: "filtering 4, block_tiles 28"."""
+    return ", ".join(f"{name} {value}" for name, value in variant.items())
 
 
 class Kernels(Mapping[str, Kernel]):

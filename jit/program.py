@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxjit.codegen.expr import Expr
 from onnxjit.codegen.kernel import Kernel, TensorType
+from onnxjit.codegen.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,30 @@ class HostCall:
     origin: tuple[str, ...]
 
 
-Call = KernelCall | HostCall
+@dataclass(frozen=True, slots=True)
+class JoinCall:
+    """A concatenation that is done when its parts are: each was stored in its place (see
+    `Program.places`), so there is nothing to run. `origin` is empty where a kernel makes a part."""
+
+    inputs: tuple[str, ...]
+    output: str
+    origin: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return (self.output,)
+
+
+Call = KernelCall | HostCall | JoinCall
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value lies that is part of another one: from element `offset` of `base` on, which is
+    itself no part of anything. The value's layout has the strides."""
+
+    base: str
+    offset: Expr
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +94,9 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """`layouts` gives the physical axis order of values that are not row-major."""
+    """`layouts` says where the elements of values lie that are not row-major, `places` which values
+    are stored inside of another one. The last outputs are what `faults` tell of, each an int64
+    scalar that is `NO_FAULT` when all is well."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -80,7 +106,9 @@ class Program:
     labels: Mapping[str, str]
     dims: tuple[DimSource, ...] = ()
     guards: tuple[Guard, ...] = ()
-    layouts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    places: Mapping[str, Place] = field(default_factory=dict)
 
     def replace(self, **changes: Any) -> Program:
         return replace(self, **changes)
@@ -107,6 +135,8 @@ class Program:
                 assert v not in known, f"{v} is made twice"
                 assert v in self.types, f"{v} has no type"
             known |= set(c.outputs)
+        for v, place in self.places.items():
+            assert place.base in known and place.base not in self.places, f"{v} has no memory"
         missing = [v for v in self.outputs if v not in known]
         assert not missing, f"outputs {missing} are never made"
 
@@ -115,6 +145,8 @@ class Program:
         for c in self.calls:
             if isinstance(c, KernelCall):
                 lines.append("  " + str(c.kernel).replace("\n", "\n  "))
+            elif isinstance(c, JoinCall):
+                lines.append(f"  join {', '.join(c.inputs)} -> {c.output}: {self.types[c.output]}")
             else:
                 lines.append(f"  host {c.operator[1]}({', '.join(c.inputs)}) -> {c.outputs}")
         lines.append(f"  return {', '.join(self.outputs)}")

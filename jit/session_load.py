@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from onnxjit import session_errors
 from onnxjit.errors import ModelError, NotAModelError, UnsupportedOperators
 from onnxjit.session_errors import InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile
 from onnxjit.session_options import SessionOptions
+
+TUNE = "onnxjit.tune"
 
 if TYPE_CHECKING:
     from onnxjit.compiled import CompiledModel
@@ -32,7 +35,8 @@ def load(source: str | bytes | os.PathLike[str], options: SessionOptions) -> Com
     threads = options.intra_op_num_threads if options.intra_op_num_threads > 0 else None
     try:
         overrides = free_dimensions(source, options)
-        return compile(source, device="cpu", threads=threads, overrides=overrides)
+        seconds = tuning_seconds(options)
+        return compile(source, device="cpu", threads=threads, overrides=overrides, tune=seconds)
     except NotAModelError as error:
         text = "Failed to load model because protobuf parsing failed."
         if path is not None:
@@ -49,6 +53,18 @@ def load(source: str | bytes | os.PathLike[str], options: SessionOptions) -> Com
         if path is not None:
             raise InvalidGraph(f"Load model from {path} failed:{error}") from error
         raise InvalidGraph(f"This is an invalid model. {error}") from error
+
+
+def tuning_seconds(options: SessionOptions) -> float:
+    """Seconds to spend on tuning, from the configuration entry `onnxjit.tune`."""
+    text = options._entries.get(TUNE, "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise InvalidArgument(f"{TUNE} takes a number of seconds, not {text!r}")
+    return seconds
 
 
 def free_dimensions(

@@ -101,7 +101,7 @@ class SessionOptions(_Entries):
         self._denotations: dict[str, int] = {}
 
     def add_session_config_entry(self, key: str, value: str) -> None:
-        """Keeps a configuration entry."""
+        """Keeps a configuration entry. "onnxjit.tune" with a number of seconds tunes the model."""
         self._add(key, value)
 
     def get_session_config_entry(self, key: str) -> str:

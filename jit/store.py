@@ -79,8 +79,8 @@ def _artifact(stored: StoredModel) -> Artifact | None:
 class Entry:
     """A compiled model on its way into the cache; leaving the `with` without `finish` drops it."""
 
-    def __init__(self, cache: Cache, key: str) -> None:
-        self._writer = cache.model_writer(key)
+    def __init__(self, cache: Cache) -> None:
+        self._writer = cache.model_writer()
         self._stack = ExitStack()
         self._places: list[Place] = []
 
@@ -101,8 +101,9 @@ class Entry:
         with self._writer.open(CONSTANTS) as file:
             self._places = write_constants(file, arrays)
 
-    def finish(self, artifact: Artifact) -> None:
-        """Write all the rest."""
+    def finish(self, artifact: Artifact, key: str) -> None:
+        """Write all the rest, to be found under `key`."""
+        self._writer.key = key
         self._writer.write(KERNELS, artifact.kernels)
         self._writer.write(CODE, artifact.objects)
         self._writer.write(HEADER, header(artifact, self._places))

@@ -56,7 +56,7 @@ class Binding:
         self.scratch_bytes = -int(-values[stage.scratch].max(initial=0) // 64) * 64
         self.shapes = {b: tuple(values[at].tolist()) for b, at in stage.shapes.items()}
         self.byte_offsets = {b: int(values[at]) for b, at in stage.offsets.items()}
-        self._split(values[stage.tiles], threads)
+        self._split(values[stage.tiles], values[stage.rounds], threads)
         self.threads = threads if bool((self.chunks > 1).any()) else 1
         self.attempt: Callable[[tuple[Any, ...]], list[Any] | None] | None = None
 
@@ -67,19 +67,23 @@ class Binding:
             np.maximum.at(sizes, root, values[offset] + values[nbytes])
         return sizes
 
-    def _split(self, tiles: np.ndarray, threads: int) -> None:
-        tiles = np.maximum(tiles, 0)
+    def _split(self, tiles: np.ndarray, rounds: np.ndarray, threads: int) -> None:
+        tiles, rounds = np.maximum(tiles, 0), np.maximum(rounds, 1)
         cost = np.maximum(self.flops / FLOPS_PER_NS, self.bytes / BYTES_PER_NS)
         cost = np.where(cost > 0, cost, tiles * NS_PER_TILE)
-        most = np.minimum(tiles, min(threads * CHUNKS_PER_THREAD, MAX_CHUNKS))
-        chunks = np.minimum(most, (cost / CHUNK_NS).astype(np.int64))
-        split = (cost >= PARALLEL_NS) & ~self.stage.serial & (chunks > 1) & (threads > 1)
-        size = -(-tiles // np.where(split, chunks, 1))
-        self.tiles = tiles
-        self.chunk = size
-        self.chunks = np.where(split, -(-tiles // np.maximum(size, 1)), 1)
         self.wake = cost >= WAKE_NS
-        self.quick = not split.any() and float(cost.sum()) < QUICK_NS
+        total = float(cost.sum())
+        # Within a round all is as for a step of its own.
+        share, cost = tiles // rounds, cost / rounds
+        most = np.minimum(share, min(threads * CHUNKS_PER_THREAD, MAX_CHUNKS))
+        chunks = np.minimum(most, (cost / CHUNK_NS).astype(np.int64))
+        split = (cost >= PARALLEL_NS) & (chunks > 1) & (threads > 1)
+        size = -(-share // np.where(split, chunks, 1))
+        self.tiles = tiles
+        self.round = share
+        self.chunk = size
+        self.chunks = np.where(split, -(-share // np.maximum(size, 1)), 1)
+        self.quick = not split.any() and total < QUICK_NS
 
 
 class Slot:
@@ -152,6 +156,7 @@ class Context:
             "CHUNKS": binding.chunks,
             "WAKE": binding.wake,
             "CONTEXT": self.address,
+            "ROUND": binding.round,
         }
         for name, column in columns.items():
             rows[:, ROW[name] // 8] = column

@@ -16,7 +16,7 @@ from onnxjit.runtime import layout
 from onnxjit.runtime.binding import Binding, Context, Slot
 from onnxjit.runtime.executor_source import SYMBOLS
 from onnxjit.runtime.inputs import RELATIONS, AssumptionError, InputError, InputReader
-from onnxjit.runtime.plan import HostStep, Plan, PlanError, dtype_of
+from onnxjit.runtime.plan import NO_FAULT, HostStep, Plan, PlanError, dtype_of
 from onnxjit.runtime.profile import Record, StepTime, host_record, step_times
 from onnxjit.runtime.results import LEAST, MOST
 from onnxjit.runtime.stages import stages_of
@@ -92,7 +92,8 @@ class Executable:
         return self._run(inputs, None) if outputs is None else outputs
 
     def attempt(self, inputs: tuple[Any, ...]) -> list[Any] | None:
-        """`__call__` if the inputs are just like the last ones; else None, and nothing has run."""
+        """`__call__` if the inputs are just like the last ones and right; else None, and nothing
+        has changed."""
         return self._attempt(inputs)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
@@ -183,7 +184,18 @@ class Executable:
             push(slot)
             return results if done else None
 
-        return attempt
+        if not plan.faults:
+            return attempt
+
+        count = len(plan.results)
+
+        def checked(arguments: tuple[Any, ...]) -> list[Any] | None:
+            results = attempt(arguments)
+            if results is None or any(found != NO_FAULT for found in results[count:]):
+                return None  # the general path says what is wrong
+            return results[:count]
+
+        return checked
 
     def _bind(self, number: int, dims: tuple[int, ...], arrays: Sequence[Any] | None) -> Binding:
         """The binding of a stage, from the cache or new.
@@ -258,7 +270,18 @@ class Executable:
             outputs = run.outputs()
         finally:
             run.close()
-        return outputs
+        return self._sound(outputs)
+
+    def _sound(self, outputs: list[Any]) -> list[Any]:
+        """The results of a run. Raises `InputError` if what the data was asked for went wrong."""
+        faults = self.plan.faults
+        if not faults:
+            return outputs
+        count = len(self.plan.results)
+        for message, found in zip(faults, outputs[count:], strict=True):
+            if found != NO_FAULT:
+                raise InputError(f"{message}: {found}")
+        return outputs[:count]
 
 
 def _decline(inputs: tuple[Any, ...]) -> None:

@@ -6,14 +6,15 @@ itself never imports one. All values are 64-bit integers, most of them addresses
 are shared with the Python side.
 
 Threads. One thread (the leader) walks the steps. A parallel step is published in the pool's first
-cache line: `ROW` = the step, `CLAIM` = epoch << 24 | last << 12 | first, the chunks [first, last)
-that nobody has yet. Whoever moves an end of that range by compare-exchange owns a chunk; the leader
-takes chunks too, then waits until `DONE` counts the workers' chunks. A worker touches a run's
-memory only while it owns a chunk of it, so late, slow or absent workers cost nothing and need no
-registration: results and termination never depend on them. `ROW` and `LIMIT` are read before the
-exchange; its success proves that they belonged to that epoch, since the leader rewrites them only
-after the range is empty. Even threads take chunks from the front, odd ones from the back: a thread
-then meets in the next step the part of the data that its caches hold from the last one.
+cache line, round by round: `ROW` = the step, `CLAIM` = epoch << 24 | last << 12 | first, the chunks
+[first, last) that nobody has yet. Whoever moves an end of that range by compare-exchange owns a
+chunk; the leader takes chunks too, then waits until `DONE` counts the workers' chunks. A worker
+touches a run's memory only while it owns a chunk of it, so late, slow or absent workers cost
+nothing and need no registration: results and termination never depend on them. `ROW` and `LIMIT`
+are read before the exchange; its success proves that they belonged to that epoch, since the leader
+rewrites them only after the range is empty. Even threads take chunks from the front, odd ones from
+the back: a thread then meets in the next step the part of the data that its caches hold from the
+last one.
 
 All threads treat denormal floats as zero while they run steps.
 """
@@ -22,11 +23,11 @@ from __future__ import annotations
 
 _WORD = 8
 
-# Step table: one cache line a row.
+# Step table: two cache lines a row, the second for parallel steps alone.
 ROW = {name: i * _WORD for i, name in enumerate(
-    ("KERNEL", "PTRS", "INTS", "TILES", "CHUNK", "CHUNKS", "WAKE", "CONTEXT")
+    ("KERNEL", "PTRS", "INTS", "TILES", "CHUNK", "CHUNKS", "WAKE", "CONTEXT", "ROUND", "FIRST")
 )}  # fmt: skip
-ROW_BYTES = 64
+ROW_BYTES = 128
 
 CONTEXT = {name: i * _WORD for i, name in enumerate(
     ("ROWS", "FIRST", "LAST", "THREADS", "POOL", "SCRATCH", "SCRATCH_STRIDE", "PROFILE", "LAYOUT",
@@ -88,11 +89,12 @@ def empty(claim):
 
 
 def chunk_of(row, index, thread):
-    """Run chunk `index` of a step."""
+    """Run chunk `index` of a round."""
     context = load(row + ROW_CONTEXT)
     size = load(row + ROW_CHUNK)
-    begin = index * size
-    end = min(begin + size, load(row + ROW_TILES))
+    first = load(row + ROW_FIRST)
+    begin = first + index * size
+    end = min(begin + size, first + load(row + ROW_ROUND))
     scratch = load(context + CONTEXT_SCRATCH) + thread * load(context + CONTEXT_SCRATCH_STRIDE)
     call_kernel(load(row + ROW_KERNEL), load(row + ROW_PTRS), load(row + ROW_INTS), scratch,
                 begin, end)
@@ -116,13 +118,14 @@ def alone(row, context):
                     load(context + CONTEXT_SCRATCH), 0, tiles)
 
 
-def shared(pool, row, epoch, profile):
-    """One parallel step by the leader and whoever comes."""
+def shared(pool, row, first, epoch, profile):
+    """One round of a parallel step, from tile `first` on, by the leader and whoever comes."""
+    store(row + ROW_FIRST, first)
     chunks = load(row + ROW_CHUNKS)
     atomic_store(pool + POOL_ROW, row)
     atomic_store(pool + POOL_DONE, 0)
     atomic_store(pool + POOL_CLAIM, (epoch << 24) | (chunks << 12))
-    if load(row + ROW_WAKE) != 0:
+    if first == 0 and load(row + ROW_WAKE) != 0:
         wake(pool)
     own = 0
     while True:
@@ -165,8 +168,11 @@ def execute(context):
         if profile != 0:
             store(profile + 16 * step, now(pool))
         if leads and load(row + ROW_CHUNKS) > 1:
-            epoch += 1
-            shared(pool, row, epoch, profile)
+            first_tile = 0
+            while first_tile < load(row + ROW_TILES):
+                epoch += 1
+                shared(pool, row, first_tile, epoch, profile)
+                first_tile += load(row + ROW_ROUND)
         else:
             alone(row, context)
         if profile != 0:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 Expression = int | str
-FORMAT = 1
+FORMAT = 3
+NO_FAULT = -(1 << 63)
 KINDS = ("constant", "input", "output", "arena", "host")
 
 _ARRAY, _BYTES = "$array", "$bytes"
@@ -101,9 +102,10 @@ class Buffer:
 class Step:
     """One kernel over tiles [0, tiles): `kernel(ptrs, ints, scratch, begin, end)`.
 
-    kernel: symbol. buffers: ids behind ptrs. scratch: bytes per thread. serial: never split over
-    threads. flops and bytes (whole step) size the chunks and feed the profile; both 0 means
-    unknown, and then a tile counts as a microsecond of work.
+    kernel: symbol. buffers: ids behind ptrs. scratch: bytes per thread. rounds: the tiles are that
+    many equal parts, and each is finished before the next one begins (steps of a recurrence). flops
+    and bytes (whole step) size the chunks and feed the profile; both 0 means unknown, and then a
+    tile counts as a microsecond of work.
     """
 
     kernel: str
@@ -111,7 +113,7 @@ class Step:
     ints: tuple[Expression, ...] = ()
     tiles: Expression = 1
     scratch: Expression = 0
-    serial: bool = False
+    rounds: Expression = 1
     flops: Expression = 0
     bytes: Expression = 0
     name: str = ""
@@ -137,7 +139,9 @@ class HostStep:
 class Plan:
     """A compiled model: `steps` run in order; `inputs` and `outputs` are buffer ids.
 
-    An output may be any buffer and may repeat: whatever is not a plain output buffer is copied.
+    An output may be any buffer and may repeat: whatever is not a plain output buffer is copied. The
+    last outputs are for the executor, one for each of `faults`: an int64 scalar that is `NO_FAULT`,
+    or else what the text complains of.
     """
 
     buffers: tuple[Buffer, ...]
@@ -146,6 +150,12 @@ class Plan:
     outputs: tuple[int, ...]
     dims: tuple[Dim, ...] = ()
     checks: tuple[Check, ...] = ()
+    faults: tuple[str, ...] = ()
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        """The outputs that a run returns."""
+        return self.outputs[: len(self.outputs) - len(self.faults)]
 
     def constants(self) -> list[int]:
         """Ids of the constant buffers, in the order in which the executor wants their arrays."""
@@ -174,6 +184,7 @@ class Plan:
                     [d.name, _row(d.source), d.label, d.minimum, d.maximum] for d in self.dims
                 ],
                 "checks": [_row(c) for c in self.checks],
+                "faults": self.faults,
             },
             separators=(",", ":"),
             default=_encoded,
@@ -205,6 +216,7 @@ class Plan:
                 for name, source, label, minimum, maximum in data["dims"]
             ),
             checks=tuple(Check(*row) for row in data["checks"]),
+            faults=tuple(data["faults"]),
         )
 
 

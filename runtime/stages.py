@@ -122,7 +122,7 @@ class Stage:
         self.scratch = add({s.scratch: None for s in self.steps})
         self.flops = add(s.flops for s in self.steps)
         self.bytes = add(s.bytes for s in self.steps)
-        self.serial = np.array([s.serial for s in self.steps], bool)
+        self.rounds = add(s.rounds for s in self.steps)
 
         # Roots whose address is only known when a run is under way, with the uses of each.
         fixed = {*self.arena, *(i for i, b in enumerate(plan.buffers) if b.kind == "constant")}

@@ -388,7 +388,9 @@ def sample() -> dict[str, Check]:
         case = row.cases[k]
         arrays = case.inputs()
         made = case_check(row, case, arrays)
-        if all(t.dtype in DTYPES for t in made.kernel.types.values()):
+        # Lowering splits a recurrence; `models` has some.
+        whole = made.kernel.clock is None
+        if whole and all(t.dtype in DTYPES for t in made.kernel.types.values()):
             out[f"{row.name}-{row.since}-{k}"] = made
     return out
 
@@ -438,6 +440,17 @@ def models() -> dict[str, onnx.ModelProto]:
                 e = GlobalMaxPool (m)
                 j = Concat <axis = 1> (a, e)
                 y = Flatten (j)
+            }""",
+        "lstm": """
+            <ir_version: 8, opset_import: ["": 17]>
+            g (float[S, B, 3] x, float[2, 20, 3] w, float[2, 20, 5] r, float[2, 40] b)
+                => (float[S, 2, B, 5] y, float[2, B, 5] h, float[2, B, 5] c) {
+                y, h, c = LSTM <hidden_size = 5, direction = "bidirectional"> (x, w, r, b)
+            }""",
+        "gru": """
+            <ir_version: 8, opset_import: ["": 17]>
+            g (float[S, B, 3] x, float[1, 15, 3] w, float[1, 15, 5] r) => (float[S, 1, B, 5] y) {
+                y = GRU <hidden_size = 5, direction = "reverse"> (x, w, r)
             }""",
     }
     return {name: onnx.parser.parse_model(text) for name, text in texts.items()}

@@ -23,12 +23,13 @@ from onnxjit.codegen.emit_cpu import emit, scratch_total
 from onnxjit.codegen.evaluate import evaluate, evaluate_int
 from onnxjit.codegen.expr import Dim, Expr, index
 from onnxjit.codegen.kernel import Kernel, TensorType
+from onnxjit.codegen.layout import Layout, elements, span, strides
 from onnxjit.codegen.loops import LoopNest
-from onnxjit.codegen.packing import arranged, pack
+from onnxjit.codegen.packing import pack
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.schedule import Request, schedule
 from onnxjit.codegen.target import Target, host
-from onnxjit.codegen.tensor import Tensor, Trace, finish, placeholder
+from onnxjit.codegen.tensor import NO_FAULT, Tensor, Trace, finish, placeholder
 from onnxjit.codegen_calls import Generated, ScheduledCall, generate, wide
 from onnxjit.compiler import build_model, packed_constants, with_shapes
 from onnxjit.importer import import_model
@@ -40,7 +41,7 @@ from onnxjit.runtime.link import Library, link
 GUARD = 96
 """Elements of guard band on either side of every buffer."""
 
-Layouts = Mapping[str, tuple[int, ...]]
+Layouts = Mapping[str, Layout]
 Entry = Callable[[Any, Any, Any, int, int], None]
 
 
@@ -120,19 +121,20 @@ class Compiled:
             if p.written:
                 continue
             data = self.constants[p.buffer] if p.buffer in self.constants else inputs[p.buffer]
-            flat = arranged(data, self.layouts.get(p.buffer)).reshape(-1)
+            flat = laid_out(data, self.kernel.types[p.buffer], self.layouts.get(p.buffer), dims)
             physical[p.buffer] = pack(flat, packings[p.buffer]) if p.buffer in packings else flat
         tiles = evaluate_int(self.nest.tiles, dims)
         types = self.kernel.types
-        whole = execute(self.nest, self.entry, physical, types, dims, [(0, tiles)])
         pieces = random_pieces(tiles, np.random.default_rng(seed))
-        again = execute(self.nest, self.entry, physical, types, dims, pieces)
+        whole, again = (
+            execute(self.nest, self.entry, physical, types, dims, p, self.layouts)
+            for p in ([(0, tiles)], pieces)
+        )
         for b, a in whole.items():
             np.testing.assert_array_equal(again[b], a, err_msg="the order of tiles matters")
         out = []
         for b in self.kernel.outputs:
-            shape = [evaluate_int(d, dims) for d in self.kernel.types[b].shape]
-            out.append(logical(whole[b], shape, self.layouts.get(b)))
+            out.append(logical(whole[b], self.kernel.types[b], self.layouts.get(b), dims))
         return out
 
 
@@ -143,16 +145,17 @@ def execute(
     types: Mapping[str, TensorType],
     dims: Mapping[str, int],
     pieces: Sequence[tuple[int, int]],
+    layouts: Layouts,
 ) -> dict[str, np.ndarray]:
-    """Runs ranges of tiles on fresh guarded buffers; `types` are those of the outputs.
+    """Runs ranges of tiles on fresh guarded buffers; `types` and `layouts` are of the outputs.
 
-    Inputs and outputs are in physical axis order; scratch memory is new for every piece.
+    Inputs and outputs are as they lie in memory; scratch memory is new for every piece.
     """
     buffers: dict[str, Guarded] = {}
     for p in nest.params:
         dtype = numpy_dtype(p.dtype)
         if p.written:
-            g = Guarded(evaluate_int(types[p.buffer].elements, dims), dtype)
+            g = Guarded(memory(types[p.buffer], layouts.get(p.buffer), dims), dtype)
         else:
             g = Guarded(physical[p.buffer].size, dtype)
             g.array[:] = physical[p.buffer]
@@ -173,6 +176,10 @@ def execute(
         if not p.written:
             given = np.ascontiguousarray(physical[p.buffer]).view(np.uint8)
             assert (g.array.view(np.uint8) == given).all(), f"a store to the input {p.buffer}"
+            continue
+        gaps = np.ones(g.count, bool)
+        logical(gaps, types[p.buffer], layouts.get(p.buffer), dims)[...] = False
+        assert (g.array[gaps].view(np.uint8) == 0xFF).all(), f"{p.buffer}: a store into a gap"
     return {p.buffer: buffers[p.buffer].array.copy() for p in nest.params if p.written}
 
 
@@ -184,10 +191,35 @@ def random_pieces(tiles: int, rng: np.random.Generator) -> list[tuple[int, int]]
     return pieces
 
 
-def logical(flat: np.ndarray, shape: Sequence[int], order: tuple[int, ...] | None) -> np.ndarray:
-    if order is None:
-        return flat.reshape(shape)
-    return flat.reshape([shape[k] for k in order]).transpose(np.argsort(order))
+def placement(
+    t: TensorType, layout: Layout | None, dims: Mapping[str, int]
+) -> tuple[list[int], list[int]]:
+    """Sizes and element strides of a value."""
+    return [evaluate_int(d, dims) for d in t.shape], [
+        evaluate_int(s, dims) for s in strides(t, layout)
+    ]
+
+
+def memory(t: TensorType, layout: Layout | None, dims: Mapping[str, int]) -> int:
+    """Elements that a value takes, gaps included."""
+    return span(*placement(t, layout, dims))
+
+
+def logical(
+    flat: np.ndarray, t: TensorType, layout: Layout | None, dims: Mapping[str, int]
+) -> np.ndarray:
+    """The elements of a value in logical order, as a view of its memory."""
+    return elements(flat, *placement(t, layout, dims))
+
+
+def laid_out(
+    data: np.ndarray, t: TensorType, layout: Layout | None, dims: Mapping[str, int]
+) -> np.ndarray:
+    """The memory of a value; gaps are NaN or -1."""
+    flat = np.empty(memory(t, layout, dims), data.dtype)
+    flat.view(np.uint8)[:] = 0xFF
+    logical(flat, t, layout, dims)[...] = data
+    return flat
 
 
 def compile_kernel(
@@ -370,26 +402,52 @@ def run_program(low: Lowered, feeds: Mapping[str, np.ndarray], seed: int = 0) ->
     """Every kernel in order, each on guarded buffers; returns the model's outputs."""
     p = low.program
     dims = bind(low, feeds)
-    # Physical contents of every buffer by value id.
+    # What lies in memory, by value id; parts of joined values are in those.
     flat = {b: a.reshape(-1) for b, a in low.constants.items()}
     for v, n in zip(p.inputs, low.names, strict=True):
         flat[v] = np.ascontiguousarray(feeds[n]).reshape(-1)
     types = dict(p.types)
+
+    def value(v: str) -> np.ndarray:
+        t, base, start = types[v], v, 0
+        if v in p.places:
+            base, start = p.places[v].base, evaluate_int(p.places[v].offset, dims)
+        if base not in flat:
+            count = evaluate_int(types[base].elements, dims)
+            flat[base] = np.full(count * numpy_dtype(t.dtype).itemsize, 0xFF, np.uint8).view(
+                numpy_dtype(t.dtype)
+            )
+        return logical(flat[base][start:], t, p.layouts.get(v), dims)
+
     for c in low.generated.scheduled:
         assert isinstance(c, ScheduledCall), "host steps are not for this test"
         types.update(c.call.kernel.types)
         pairs = list(zip(c.nest.params, c.buffers, strict=True))
-        physical = {x.buffer: flat[b] for x, b in pairs if not x.written}
-        written = {x.buffer: types[b] for x, b in pairs if x.written}
+        physical = {
+            x.buffer: flat[b]
+            if b in low.constants
+            else laid_out(value(b), types[b], p.layouts.get(b), dims)
+            for x, b in pairs
+            if not x.written
+        }
+        written = {x.buffer: b for x, b in pairs if x.written}
         tiles = evaluate_int(c.nest.tiles, dims)
         pieces = random_pieces(tiles, np.random.default_rng(seed))
-        made = execute(c.nest, lab().entry(c.source), physical, written, dims, pieces)
-        flat.update({b: made[x.buffer] for x, b in pairs if x.written})
-    out = []
-    for v in p.outputs:
-        shape = [evaluate_int(d, dims) for d in types[v].shape]
-        out.append(logical(flat[v], shape, p.layouts.get(v)))
-    return out
+        made = execute(
+            c.nest,
+            lab().entry(c.source),
+            physical,
+            {x: types[b] for x, b in written.items()},
+            dims,
+            pieces,
+            {x: p.layouts[b] for x, b in written.items() if b in p.layouts},
+        )
+        for x, b in written.items():
+            value(b)[...] = logical(made[x], types[b], p.layouts.get(b), dims)
+    results = [value(v) for v in p.outputs]
+    count = len(results) - len(p.faults)
+    assert all(found == NO_FAULT for found in results[count:])
+    return results[:count]
 
 
 def run_model(

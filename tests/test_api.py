@@ -18,22 +18,6 @@ import onnxjit
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A cache that the tests of this module share."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def build(folder):
-    """`onnxjit.compile` without processes of its own."""
-
-    def build(model, **options):
-        return onnxjit.compile(model, **{"cache": folder, "jobs": 0, "threads": 1, **options})
-
-    return build
-
-
-@pytest.fixture(scope="module")
 def model(build):
     return build(affine())
 

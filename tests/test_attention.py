@@ -412,11 +412,12 @@ ISAS = [isa for isa in microkernels.ISAS.values() if isa.arch in (None, host().a
         and host().has(isa.features)]  # fmt: skip
 
 
-def native(symbol: str, parameters: int) -> tuple[Any, Any]:
+def native(symbol: str) -> tuple[Any, Any]:
     """A micro-kernel compiled for this machine; the library that owns its code comes with it."""
     library = link([microkernels.object_code(symbol, host())])
-    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p if p == "p" else ctypes.c_int64
-                                    for p in ("piiip", "piiipp")[parameters - 5]])  # fmt: skip
+    parameters = "piiipi" if symbol.startswith("pack") else "piiipp"
+    types = {"p": ctypes.c_void_p, "i": ctypes.c_int64}
+    kind = ctypes.CFUNCTYPE(None, *[types[p] for p in parameters])
     return library, kind(library.address(symbol))
 
 
@@ -425,28 +426,30 @@ def test_pack(isa: microkernels.Isa) -> None:
     for vectors in range(1, isa.vectors + 1):
         nr = vectors * isa.lanes
         symbol = microkernels.pack(nr, isa.name)
-        library, pack = native(symbol, 5)
+        library, pack = native(symbol)
         python = python_namespace([symbol])[symbol]
         for rows in {1, 2, nr // 2 + 1, nr - 1, nr}:
             for depth in (0, 1, isa.lanes - 1, isa.lanes, isa.lanes + 1, 3 * isa.lanes + 2):
-                stride = depth + 3
-                src = np.arange((rows - 1) * stride + depth, dtype=np.float32)
-                out = np.full(depth * nr + 8, -1, np.float32)
-                pack(src.ctypes.data, stride, rows, depth, out.ctypes.data)
-                again = np.full(depth * nr + 8, -1, np.float32)
-                a, b = (Buffer(F, x.ctypes.data, x) for x in (src, again))
-                python(a, 0, stride, rows, depth, b, 0)
-                np.testing.assert_array_equal(out, again)
-                line = np.minimum(np.arange(nr), rows - 1) * stride
-                want = np.arange(depth)[:, None] + line[None]
-                np.testing.assert_array_equal(out[: depth * nr].reshape(depth, nr), want)
-                assert (out[depth * nr :] == -1).all()
+                for step in {nr, nr + 5, nr if vectors > 1 else 3}:
+                    stride = depth + 3
+                    src = np.arange((rows - 1) * stride + depth, dtype=np.float32)
+                    size = max(0, depth - 1) * step + nr * (depth > 0)
+                    want = np.full(size + 8, -1, np.float32)
+                    for k in range(depth):
+                        line = np.minimum(np.arange(nr), rows - 1) * stride + k
+                        want[k * step : k * step + nr] = line
+                    out, again = np.full_like(want, -1), np.full_like(want, -1)
+                    pack(src.ctypes.data, stride, rows, depth, out.ctypes.data, step)
+                    a, b = (Buffer(F, x.ctypes.data, x) for x in (src, again))
+                    python(a, 0, stride, rows, depth, b, 0, step)
+                    np.testing.assert_array_equal(out, again)
+                    np.testing.assert_array_equal(out, want)
         assert library is not None
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_softmax_of_a_strip(isa: microkernels.Isa) -> None:
-    library, run = native(microkernels.softmax(isa.name), 6)
+    library, run = native(microkernels.softmax(isa.name))
     python = python_namespace([microkernels.softmax(isa.name)])[microkernels.softmax(isa.name)]
     rng = np.random.default_rng(0)
     for n in (0, 1, isa.lanes - 1, isa.lanes, isa.lanes + 1, 5 * isa.lanes - 1, 5 * isa.lanes, 97):

@@ -175,3 +175,13 @@ def test_contractions_of_a_model(folder: Path) -> None:
     (measured,) = data["rows"]
     assert measured["model"] == "MatMul 1x4 4x3 xw" and measured["count"] == 1
     assert measured["gflops"] > 0 and measured["peak"] > 0 and measured["ratios"]["onnxruntime"] > 0
+
+
+def test_tuning(folder: Path) -> None:
+    run(folder, "tuning", "--tune", "1e-6")
+    data = json.loads((folder / "results" / "tuning.json").read_text())
+    (found,) = data["rows"]
+    assert found["model"] == "small" and found["kernels"] == []
+    assert (
+        found["ratio"] == found["usual"] / found["tuned"] == pytest.approx(data["summary"]["mean"])
+    )

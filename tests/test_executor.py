@@ -90,6 +90,39 @@ body:
 exit:
   ret void
 }
+
+; Each number is one more than its mirror image in the round before; ints: numbers of a round.
+define void @relay(ptr %ptrs, ptr %ints, ptr %scratch, i64 %begin, i64 %end) {
+entry:
+  %out = load ptr, ptr %ptrs
+  %n = load i64, ptr %ints
+  br label %head
+head:
+  %i = phi i64 [ %begin, %entry ], [ %next, %stored ]
+  %more = icmp slt i64 %i, %end
+  br i1 %more, label %body, label %exit
+body:
+  %first = icmp slt i64 %i, %n
+  br i1 %first, label %stored, label %later
+later:
+  %round = sdiv i64 %i, %n
+  %twice = mul i64 %round, 2
+  %ends = mul i64 %twice, %n
+  %mirror = sub i64 %ends, 1
+  %source = sub i64 %mirror, %i
+  %from = getelementptr i64, ptr %out, i64 %source
+  %old = load volatile i64, ptr %from
+  %new = add i64 %old, 1
+  br label %stored
+stored:
+  %value = phi i64 [ 0, %body ], [ %new, %later ]
+  %p = getelementptr i64, ptr %out, i64 %i
+  store i64 %value, ptr %p
+  %next = add i64 %i, 1
+  br label %head
+exit:
+  ret void
+}
 define void @nothing(ptr %ptrs, ptr %ints, ptr %scratch, i64 %begin, i64 %end) {
   ret void
 }
@@ -399,10 +432,24 @@ def test_concurrent_calls(code):
     assert not wrong
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_a_round_begins_when_the_one_before_has_ended(code, threads):
+    # Element i of round r reads element n - 1 - i of round r - 1: another thread's, if any shares.
+    n, rounds = 24, 300
+    relay = Step("relay", (0,), (n,), n * rounds, rounds=rounds, flops=rounds * 10**6)
+    plan = Plan((buffer("output", rounds, n, dtype="int64"),), (relay,), (), (0,))
+    run = Executable(plan, code, threads=threads)
+    for _ in range(20):
+        (out,) = run()
+        assert (out == np.arange(rounds)[:, None]).all()
+    chunks = run.profile(())[1][0].chunks
+    assert (chunks > 1) == (threads > 1)
+
+
 def test_releases_the_gil(code):
     n = 4_000_000
     count = 8
-    steps = [step("add", 0, 1, 2, n, serial=True) for _ in range(count)]
+    steps = [step("add", 0, 1, 2, n) for _ in range(count)]
     plan = Plan(
         (buffer("input", n), buffer("input", n), buffer("output", n)), tuple(steps), (0, 1), (2,)
     )

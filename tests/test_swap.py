@@ -10,25 +10,9 @@ from onnx import numpy_helper
 from small_models import info, model_of
 from swap_models import RELU, SHIFTED, batch, is_shifted, quantised, shifted
 
-import onnxjit
 from onnxjit.codegen.cache import Cache
 from onnxjit.errors import KernelMismatch, KernelSourceError, OnnxJitError
 from onnxjit.kernel_check import agree
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def build(folder):
-    """`onnxjit.compile` without processes of its own."""
-
-    def build(model, **options):
-        return onnxjit.compile(model, **{"cache": folder, "jobs": 0, "threads": 1, **options})
-
-    return build
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from onnxjit.codegen.loops import LoopNest
-from onnxjit.codegen.schedule import cuda
+from onnxjit.codegen.schedule import cuda, cuda_recurrence
 from onnxjit.codegen.schedule.attention import attention
 from onnxjit.codegen.schedule.contraction import contraction
 from onnxjit.codegen.schedule.depthwise import depthwise
 from onnxjit.codegen.schedule.pointwise import pointwise
+from onnxjit.codegen.schedule.recurrence import recurrence
 from onnxjit.codegen.schedule.reduction import reduction
-from onnxjit.codegen.schedule.request import Declined, Request
+from onnxjit.codegen.schedule.request import Declined, Request, Variant
 from onnxjit.codegen.schedule.rows import rows
 from onnxjit.codegen.schedule.winograd import winograd
 
@@ -22,6 +23,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "cpu": (winograd, contraction, pointwise, depthwise, reduction, attention, rows),
     "cuda": cuda.RULES,
 }
+
+RECURRENCES: dict[str, tuple[Rule, ...]] = {
+    "cpu": (recurrence,),
+    "cuda": (cuda_recurrence.recurrence,),
+}
+"""The rules for kernels with a clock, whose stages no other rule may take one by one."""
 
 
 class NoSchedule(Exception):
@@ -36,7 +43,8 @@ class NoSchedule(Exception):
 def schedule(r: Request) -> LoopNest:
     """The nest of the first rule that applies, with the reasons of those that declined."""
     declined: list[tuple[str, str]] = []
-    for rule in RULES[r.target.kind]:
+    rules = RECURRENCES if r.kernel.clock is not None else RULES
+    for rule in rules[r.target.kind]:
         try:
             nest = rule(r)
         except Declined as e:
@@ -46,4 +54,4 @@ def schedule(r: Request) -> LoopNest:
     raise NoSchedule(r.kernel.name, tuple(declined))
 
 
-__all__ = ["RULES", "Declined", "NoSchedule", "Request", "schedule"]
+__all__ = ["RULES", "Declined", "NoSchedule", "Request", "Variant", "schedule"]

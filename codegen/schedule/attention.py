@@ -29,7 +29,7 @@ from onnxjit.codegen.expr import (
     substitute,
 )
 from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, LoopNest, Stmt, Store
-from onnxjit.codegen.schedule.attention_blocks import CONFLICT, FLOAT, ROWS, Blocks
+from onnxjit.codegen.schedule.attention_blocks import CONFLICT, FLOAT, Blocks
 from onnxjit.codegen.schedule.attention_match import SCORE, WEIGHTED, recognise
 from onnxjit.codegen.schedule.axes import ceil_div, coefficient
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
@@ -144,7 +144,7 @@ class AttentionNest(Blocks):
             return ()
         i, k = Var("qi"), Var("qk")
         base = poly_mul(self.first, self.height)
-        most = self.mr * max(1, ROWS // self.mr)
+        most = self.mr * self.most_tiles
         self.locals.append(Local("queries", FLOAT, index(most * self.depth), False))
         source = substitute(self.query, {self.d: k, **self.row_is(base + i)})
         value = Load(self.source, (source,), FLOAT)
@@ -174,7 +174,7 @@ class AttentionNest(Blocks):
             assert step is not None
             arguments = (
                 Address(self.key_buffer, source), step, count, index(self.depth),
-                Address("keys", at),
+                Address("keys", at), index(self.nr),
             )  # fmt: skip
             return (For(panel, ZERO, Var("panels"), (Call(symbol, arguments),)),)
         j, k = Var("pj"), Var("pk")

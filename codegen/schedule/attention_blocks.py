@@ -18,6 +18,7 @@ from onnxjit.codegen.kernel import rename_axes
 from onnxjit.codegen.loops import Local
 from onnxjit.codegen.schedule.attention_match import Attention
 from onnxjit.codegen.schedule.axes import ceil_div, coefficient
+from onnxjit.codegen.schedule.register_tile import register_tile
 from onnxjit.codegen.schedule.request import Request
 
 PACKED_BYTES = 128 * 1024
@@ -68,7 +69,7 @@ class Blocks:
         self.m = self.row.extent if self.row is not None else ONE
         self.n = self.key.extent
         self.depth, self.width = as_int(self.d.extent) or 0, as_int(self.column.extent) or 0
-        self.cover = microkernels.select(as_int(self.m), as_int(self.n), r.target)
+        self.cover = register_tile(r, as_int(self.m), as_int(self.n))
         self.isa = self.cover.main.isa
         self.mr, self.nr = self.cover.main.mr, self.cover.nr
         lanes = microkernels.ISAS[self.isa].lanes
@@ -98,7 +99,8 @@ class Blocks:
 
     def plan_keys(self) -> None:
         most = PACKED_BYTES // (4 * (self.depth + self.width))
-        most = max(self.nr, min(most, MOST_KEYS) // self.nr * self.nr)
+        longest = self.r.choice("most_keys", MOST_KEYS, (192, 512))
+        most = max(self.nr, min(most, longest) // self.nr * self.nr)
         n = as_int(self.n)
         if n is not None:
             count = -(-n // most)
@@ -111,7 +113,8 @@ class Blocks:
 
     def plan_rows(self) -> None:
         tiles = ceil_div(self.m, self.mr)
-        most = max(1, ROWS // self.mr)
+        rows = self.r.choice("most_rows", ROWS, (128, 512))
+        most = self.most_tiles = max(1, rows // self.mr)
         outer = 1
         for a in self.batch:
             outer *= as_int(a.extent) or 1
@@ -134,4 +137,4 @@ def round_up(n: int, step: int) -> int:
     return -(-n // step) * step
 
 
-__all__ = ["CONFLICT", "FLOAT", "ROWS", "Blocks"]
+__all__ = ["CONFLICT", "FLOAT", "Blocks"]

@@ -29,19 +29,7 @@ from onnxjit.codegen.expr import (
 )
 from onnxjit.codegen.expr import from_terms as _from_terms
 from onnxjit.codegen.kernel import Stage, TensorType, rename_axes
-
-Layout = tuple[int, ...]
-
-
-def strides(t: TensorType, layout: Layout | None = None) -> tuple[Expr, ...]:
-    """Elements between neighbours along each logical axis; `layout` is the physical axis order."""
-    order = layout or tuple(range(t.rank))
-    out: list[Expr] = [ONE] * t.rank
-    step: Expr = ONE
-    for k in reversed(order):
-        out[k] = step
-        step = poly_mul(step, t.shape[k])
-    return tuple(out)
+from onnxjit.codegen.layout import Layout, strides
 
 
 def flat_offset(

@@ -17,6 +17,7 @@ cut.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from onnxjit.codegen import microkernels
@@ -48,10 +49,8 @@ from onnxjit.codegen.loops import (
     Stmt,
     Store,
 )
-from onnxjit.codegen.schedule.axes import (
-    typical,
-)
-from onnxjit.codegen.schedule.contraction_blocking import STRIP_TILES, Shape, choose
+from onnxjit.codegen.schedule.axes import coefficient, typical
+from onnxjit.codegen.schedule.contraction_blocking import STRIP_TILES, Shape, choose, limits
 from onnxjit.codegen.schedule.contraction_depth import DEPTH_BLOCK, KBlocks, k_blocks
 from onnxjit.codegen.schedule.contraction_match import (
     Contraction,
@@ -59,10 +58,15 @@ from onnxjit.codegen.schedule.contraction_match import (
     recognise,
     stride_of,
 )
-from onnxjit.codegen.schedule.contraction_operands import ROW_IN_BLOCK, Operand, Operands
+from onnxjit.codegen.schedule.contraction_operands import Operand, Operands
+from onnxjit.codegen.schedule.contraction_window import ROW_IN_BLOCK
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
 from onnxjit.codegen.schedule.reduction import replace_node
+from onnxjit.codegen.schedule.register_tile import register_tile
 from onnxjit.codegen.schedule.request import Request
+
+LINE = 16
+"""Elements of a cache line."""
 
 AHEAD = 4096
 """Elements of a panel that are prefetched ahead of the product, 16 KB: enough for memory's latency,
@@ -92,7 +96,8 @@ class ContractionNest(Operands):
         n_tile = column_axis(c.n, off)
         m_sorted = sorted(c.m, key=lambda a: stride_of(off, a), reverse=True)
         m_tile = m_sorted[-1] if m_sorted else None
-        row = m_sorted[-2] if len(m_sorted) > 1 else None
+        # A line of computed rows would be too long to be copied as a whole.
+        row = m_sorted[-2] if len(m_sorted) > 1 and c.prologue is None else None
         outer = [a for a in c.stage.axes if a not in (n_tile, m_tile, row)]
         outer = [a for a in sorted(outer, key=lambda a: stride_of(off, a), reverse=True)]
         for a in [*outer, *(a for a in (row, m_tile, n_tile) if a is not None), *c.k]:
@@ -107,6 +112,7 @@ class ContractionNest(Operands):
         x = Load(c.x.buffer, (rename_axes(c.x.index[0], table),), c.x.dtype)
         y = Load(c.y.buffer, (rename_axes(c.y.index[0], table),), c.y.dtype)
         self.stage, self.red = stage, red
+        self.prologue = None if c.prologue is None else rename_axes(c.prologue, table)
         self.outer = [self.axis(a) for a in outer]
         self.row = self.axis(row) if row is not None else None
         self.mi = self.axis(m_tile) if m_tile is not None else None
@@ -115,7 +121,7 @@ class ContractionNest(Operands):
 
         self.m = self.mi.extent if self.mi is not None else ONE
         static = as_int(self.m)
-        self.cover = microkernels.select(static, as_int(self.ni.extent), self.r.target)
+        self.cover = register_tile(self.r, static, as_int(self.ni.extent))
         self.mr, self.nr = self.cover.main.mr, self.cover.nr
         self.height: Expr = Var("height") if static is None else index(self.mr)
         self.depth = product(a.extent for a in k_axes)
@@ -147,10 +153,7 @@ class ContractionNest(Operands):
         window = self.c.window is not None
         halo = 0
         if window:
-            line_bytes = self.window_row_bytes()
-            if self.row is not None:
-                reach, stride = self.window_reach(self.row)
-                line_bytes, halo = line_bytes * stride, max(0, reach - stride)
+            line_bytes, halo = self.line_bytes()
         else:
             rows = self.m if self.row is not None else index(self.mr)
             line_bytes = poly_mul(rows, self.depth) * 4
@@ -168,7 +171,7 @@ class ContractionNest(Operands):
             nr=self.nr,
             depth=self.depth,
             outer=outer,
-            whole_lines=window and self.row is None,
+            limits=limits(self.r, window),
         )
 
     def block_vars(self) -> tuple[Expr, Expr]:
@@ -200,7 +203,7 @@ class ContractionNest(Operands):
         few = (as_int(strip_tiles) or STRIP_TILES) <= 2
         k = k_blocks(x, self.nr, self.blocking.depth_blocks, few=few)
         copied: tuple[Stmt, ...] = ()
-        if self.conflicting(x):
+        if self.prologue is not None or self.conflicting(x):
             x, copied = self.copied_rows(x, k.depth_length, k.depth_run, k.depth_start)
             k = replace(k, depth_start=ZERO)
 
@@ -222,19 +225,25 @@ class ContractionNest(Operands):
         self.locals.append(Local("acc", "float32", cells, stack))
         acc_at = poly_mul(slot, index(self.mr * self.nr))
 
-        m0, rows = Var("m0"), Var("rows")
-        body: tuple[Stmt, ...] = self.compute(x, k, acc_at)
-        finish = self.epilogue(m0, rows if self.cover.uneven else index(self.mr), acc_at)
+        m0 = Var("m0")
+        rows = Var("rows") if self.cover.uneven else index(self.mr)
+        line: tuple[Stmt, ...] = ()
+        if self.across():
+            finish, line = self.turned(m0, rows, acc_at)
+        else:
+            finish = self.epilogue(m0, rows, acc_at)
         if k.last is not None:
             finish = (If(k.last, finish),)
+            line = (If(k.last, line),) if line else ()
+        body: tuple[Stmt, ...] = self.compute(x, k, acc_at)
         body = (Assign(m0, poly_mul(mt, self.height)), *body, *finish)
         if self.row is not None:
-            body = (For(mt, ZERO, self.m_tiles, body),)
+            body = (For(mt, ZERO, self.m_tiles, body), *line)
             if self.c.window is not None:
                 body = (Assign(ROW_IN_BLOCK, self.row - self.block_vars()[0]), *body)
             body = (For(self.row, first, last, body),)
         else:
-            body = (For(mt, first, last, body),)
+            body = (For(mt, first, last, body), *line)
         for var, count in reversed(k.loops):
             body = (For(var, ZERO, count, body),)
         body = (For(panel, poly_mul(pb, self.group), self.panel_stop(), body),)
@@ -266,7 +275,8 @@ class ContractionNest(Operands):
     def tile_order(self, row_blocks: Axis, panel_blocks: Axis) -> tuple[Axis, Axis]:
         """Neighbouring parallel tiles share the larger of the operands."""
         rows = as_int(poly_mul(self.lines, self.line_tiles))
-        if rows is not None and rows * self.mr > typical(self.panels) * self.nr:
+        larger = rows is not None and rows * self.mr > typical(self.panels) * self.nr
+        if self.r.choice("rows_first", int(larger), (0, 1)):
             return row_blocks, panel_blocks
         return panel_blocks, row_blocks
 
@@ -322,26 +332,70 @@ class ContractionNest(Operands):
             If(full, (Call(main.symbol, arguments),), (Call(tail.symbol, arguments),)),
         )
 
+    def across(self) -> bool:
+        """Whether the output is contiguous along rows, not along columns."""
+        offset, m = self.stage.offset, self.mi
+        return (
+            m is not None
+            and coefficient(offset, m) is ONE
+            and coefficient(offset, self.ni) is not ONE
+        )
+
     def epilogue(self, m0: Expr, rows: Expr, acc_at: Expr) -> tuple[Stmt, ...]:
         """Stores one tile through the output stage's own expression."""
-        nr = self.nr
         i, j = Var("ei"), Var("ej")
-        n0 = poly_mul(Var("panel"), index(nr))
-        value = replace_node(
-            self.stage.value,
-            self.red,
-            Load("acc", (acc_at + poly_mul(i, index(nr)) + j,), "float32"),
+        store = self.store(m0 + i, j, "acc", acc_at + poly_mul(i, index(self.nr)) + j)
+        return self.columns(lambda stop: (For(i, ZERO, rows, (For(j, ZERO, stop, (store,)),)),))
+
+    def turned(
+        self, m0: Expr, rows: Expr, acc_at: Expr
+    ) -> tuple[tuple[Stmt, ...], tuple[Stmt, ...]]:
+        """Transposes one tile in registers, and stores a line of tiles along its rows."""
+        isa = microkernels.ISAS[self.cover.main.isa]
+        symbol = microkernels.pack(ceil_to(self.mr, isa.lanes), isa.name)
+        self.symbols.append(symbol)
+        first, last = self.strip_vars()
+        begin: Expr = ZERO
+        end, tiles = self.m, self.m_tiles
+        if self.row is None:
+            begin = poly_mul(first, self.height)
+            end = apply("min", poly_mul(last, self.height), self.m)
+            most = self.blocking.most_tiles
+            tiles = self.strip if most is None else index(most)
+        # An odd number of cache lines, so that columns do not share a set of L1.
+        half = ceil_div_by(poly_mul(tiles, index(self.mr)) + LINE, index(2 * LINE))
+        step = self.size("step", half * (2 * LINE) + LINE)
+        self.locals.append(Local("turned", "float32", poly_mul(step, index(self.nr)), stack=False))
+        arguments = (
+            Address("acc", acc_at),
+            index(self.nr),
+            rows,
+            index(self.nr),
+            Address("turned", m0 - begin),
+            step,
         )
-        table: dict[Expr, Expr] = {self.ni: n0 + j}
+        i, j = Var("ei"), Var("ej")
+        store = self.store(i, j, "turned", poly_mul(j, step) + i - begin)
+
+        def loops_(stop: Expr) -> tuple[Stmt, ...]:
+            return (For(j, ZERO, stop, (For(i, begin, end, (store,)),)),)
+
+        return (Call(symbol, arguments),), self.columns(loops_)
+
+    def store(self, i: Expr, j: Expr, sums: str, at: Expr) -> Stmt:
+        """Stores the element of row `i` and column `j` of the panel, whose sum is `sums[at]`."""
+        value = replace_node(self.stage.value, self.red, Load(sums, (at,), "float32"))
+        table: dict[Expr, Expr] = {self.ni: poly_mul(Var("panel"), index(self.nr)) + j}
         if self.mi is not None:
-            table[self.mi] = m0 + i
-        store = Store(
+            table[self.mi] = i
+        return Store(
             self.stage.buffer, substitute(self.stage.offset, table), substitute(value, table)
         )
 
-        def loops_(stop: Expr) -> tuple[Stmt, ...]:
-            return (For(i, ZERO, rows, (For(j, ZERO, stop, (store,)),)),)
-
+    def columns(self, loops_: Callable[[Expr], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
+        """`loops_` over the columns of a panel, of which the last may have fewer."""
+        nr = self.nr
+        n0 = poly_mul(Var("panel"), index(nr))
         n = as_int(self.ni.extent)
         if n is None:
             # A constant number of columns where there are as many: it decides the vector width.
@@ -354,6 +408,11 @@ class ContractionNest(Operands):
             return loops_(index(n))
         full = apply("lt", Var("panel"), n // nr)
         return (If(full, loops_(index(nr)), loops_(index(rest))),)
+
+
+def ceil_to(n: int, unit: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-n // unit) * unit
 
 
 def ceil_div_by(a: Expr, b: Expr) -> Expr:

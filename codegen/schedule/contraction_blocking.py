@@ -14,10 +14,11 @@ van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onnxjit.codegen.expr import ONE, Expr, apply, as_int, index, poly_mul
 from onnxjit.codegen.schedule.axes import typical
+from onnxjit.codegen.schedule.request import Request
 
 STRIP_TILES = 12
 """Row tiles that share a block of a panel in L1."""
@@ -48,6 +49,28 @@ SMALL = 200_000
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """The sizes above, or what a variant says instead."""
+
+    strip_tiles: int = STRIP_TILES
+    strip_bytes: int = STRIP_BYTES
+    window_bytes: int = WINDOW_BYTES
+    tiles: int = TILES
+
+
+def limits(r: Request, copied: bool) -> Limits:
+    """The limits for a request whose parallel tiles copy their rows, or do not."""
+    kilo = 1024
+    tiles = r.choice("strip_tiles", STRIP_TILES, (6, 24))
+    wanted = r.choice("parallel_tiles", TILES, (2, 32))
+    if copied:
+        window = r.choice("window_kb", WINDOW_BYTES // kilo, (160, 640))
+        return Limits(tiles, STRIP_BYTES, window * kilo, wanted)
+    strip = r.choice("strip_kb", STRIP_BYTES // kilo, (256, 1024))
+    return Limits(tiles, strip * kilo, WINDOW_BYTES, wanted)
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """What blocking needs to know.
 
@@ -65,7 +88,7 @@ class Shape:
     nr: int
     depth: Expr
     outer: int
-    whole_lines: bool
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +117,11 @@ def choose(s: Shape) -> Blocking:
     most = panels if few is None else -(-panels // few)
     blocks = 1
     most_tiles = as_int(poly_mul(strip, s.line_tiles))
-    if most_tiles is None and s.line_tiles is ONE and not s.whole_lines:
-        most_tiles = STRIP_TILES
-    rows = (most_tiles or STRIP_TILES) * s.mr
-    if as_int(s.depth) is not None and not s.copied and rows * depth * 4 > STRIP_BYTES:
-        blocks = max(1, -(-rows * depth * 4 // STRIP_BYTES))
+    if most_tiles is None and s.line_tiles is ONE:
+        most_tiles = s.limits.strip_tiles
+    rows = (most_tiles or s.limits.strip_tiles) * s.mr
+    if as_int(s.depth) is not None and not s.copied and rows * depth * 4 > s.limits.strip_bytes:
+        blocks = max(1, -(-rows * depth * 4 // s.limits.strip_bytes))
         most = min(most, max(1, SUMS_BYTES // (rows * s.nr * 4)))
         group = apply("min", group, most)
     if as_int(s.panels) is None:
@@ -113,15 +136,13 @@ def _fixed(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
     assert lines is not None and tiles is not None and line_bytes is not None
     if not lines:
         return ONE, ONE, ONE
-    strip = max(1, STRIP_TILES // max(1, tiles))
+    strip = max(1, s.limits.strip_tiles // max(1, tiles))
     if not s.copied:
         k = min(depth, DEPTH)
-        strip = min(strip, max(1, STRIP_BYTES // max(1, tiles * s.mr * k * 4)))
-    most = max(1, WINDOW_BYTES // max(1, line_bytes)) if s.copied else strip
-    if s.whole_lines:
-        most = strip = lines
+        strip = min(strip, max(1, s.limits.strip_bytes // max(1, tiles * s.mr * k * 4)))
+    most = max(1, s.limits.window_bytes // max(1, line_bytes)) if s.copied else strip
     work = s.outer * lines * tiles * s.mr * panels * s.nr * depth
-    wanted = TILES if work > SMALL else 1
+    wanted = s.limits.tiles if work > SMALL else 1
     best = min(
         (_traffic(s, depth, panels, strip, n, parts), n, parts)
         for n, parts in _cuts(lines, most, panels, wanted, s.outer)
@@ -149,28 +170,29 @@ def _traffic(s: Shape, depth: int, panels: int, strip: int, blocks: int, parts: 
         strips = 1
     rows = (lines + blocks * s.halo) * line_bytes * (2 if s.copied else 1)
     count = blocks * parts * s.outer
-    missing = max(1.0, TILES / count) ** 0.5
+    missing = max(1.0, s.limits.tiles / count) ** 0.5
     return (blocks * strips * panel_bytes + parts * rows) * missing + 2000 * count
 
 
 def _symbolic(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
     """Blocks for one line or thousands: where few lines give too few tiles, panels are cut."""
-    if s.whole_lines:
-        block = strip = s.lines
-    elif s.line_tiles is ONE and not s.copied:
-        strips = apply("max", (s.lines + (STRIP_TILES - 1)) // STRIP_TILES, 1)
+    wanted = s.limits.tiles
+    if s.line_tiles is ONE and not s.copied:
+        most = s.limits.strip_tiles
+        strips = apply("max", (s.lines + (most - 1)) // most, 1)
         block = strip = apply("max", apply("floordiv", s.lines + strips - 1, strips), 1)
     else:
-        strip = apply("max", apply("floordiv", STRIP_TILES, apply("max", s.line_tiles, 1)), 1)
+        fits = apply("floordiv", index(s.limits.strip_tiles), apply("max", s.line_tiles, 1))
+        strip = apply("max", fits, 1)
         block = strip
         if s.copied:
-            fits = apply("floordiv", index(WINDOW_BYTES), apply("max", s.line_bytes, 1))
-            share = (s.lines + (TILES - 1)) // TILES
+            fits = apply("floordiv", index(s.limits.window_bytes), apply("max", s.line_bytes, 1))
+            share = (s.lines + (wanted - 1)) // wanted
             block = apply("max", apply("min", fits, share), 1)
             strip = apply("min", strip, block)
     count = apply("max", apply("floordiv", s.lines + block - 1, block), 1) * s.outer
-    wanted = apply("floordiv", count + (TILES - 1), count)
-    return block, strip, apply("min", wanted, panels)
+    parts = apply("floordiv", count + (wanted - 1), count)
+    return block, strip, apply("min", parts, panels)
 
 
-__all__ = ["K_BYTES", "Blocking", "Shape", "choose"]
+__all__ = ["K_BYTES", "Blocking", "Limits", "Shape", "choose", "limits"]

@@ -42,7 +42,10 @@ LONG = 64
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """A stage recognised as a contraction, its axes sorted by role."""
+    """A stage recognised as a contraction, its axes sorted by role.
+
+    With a `prologue`, rows are its values instead of what `x` reads; x then stands for the axes and
+    the order in which they lie."""
 
     stage: FlatStage
     red: Reduce
@@ -53,6 +56,7 @@ class Contraction:
     n: tuple[Axis, ...]
     k: tuple[Axis, ...]
     window: Stage | None
+    prologue: Expr | None = None
 
 
 def recognise(r: Request) -> Contraction:
@@ -75,7 +79,7 @@ def recognise(r: Request) -> Contraction:
     body = reds[0].body
     if not (isinstance(body, Apply) and body.fn == "mul" and body.dtype == "float32"):
         raise Declined(f"the sum is not over a product of float32 values but {body.dtype}")
-    if not all(isinstance(a, Load) for a in body.args):
+    if sum(isinstance(a, Load) for a in body.args) < (2 if window is not None else 1):
         raise Declined("a factor is not a plain read")
     if as_int(product(a.extent for a in reds[0].axes)) == 0:
         raise Declined("nothing is summed")
@@ -87,13 +91,18 @@ def recognise(r: Request) -> Contraction:
         stage, order = merge_axes(stage, order)
     (red,) = [x for x in walk(stage.value) if isinstance(x, Reduce)]
     p, q = red.body.args  # type: ignore[attr-defined]
-    if not (isinstance(p, Load) and isinstance(q, Load)):
+    computed = next((a for a in (p, q) if not isinstance(a, Load)), None)
+    if computed is not None:
+        p, q = carrier(computed, (*order, *red.axes), red.axes), q if computed is p else p
+    if not isinstance(q, Load):
         raise Declined("a factor is not a plain read")
     in_p, in_q = axes_of(p.index[0]), axes_of(q.index[0])
     inner = order[-1] if order else None
     swap = inner is not None and inner in in_p and inner not in in_q
     fixed = [v.buffer in r.constants for v in (p, q)]
-    if window is not None:
+    if computed is not None:
+        swap = False
+    elif window is not None:
         swap = q.buffer == window.buffer
     elif k.types[final.buffer].rank > 2 and fixed[0] != fixed[1]:
         # The constant has the columns, unless they are too few for a tile: then it has the rows.
@@ -109,6 +118,8 @@ def recognise(r: Request) -> Contraction:
     if any(isinstance(v, Load) for e in (x.index[0], y.index[0]) for v in walk(e)):
         raise Declined("an operand is read through data")
     others = [v for v in loads(replace_node(stage.value, red, Const(0, red.dtype)))]
+    if computed is not None:
+        others += loads(computed)
     if any(v.buffer in (y.buffer, window.buffer if window else None) for v in others):
         raise Declined("an operand is read again after the sum")
     m = tuple(a for a in order if a in in_x and a not in in_y)
@@ -126,7 +137,25 @@ def recognise(r: Request) -> Contraction:
     width = as_int(column_axis(n, stage.offset).extent)
     if width is not None and width < FEWEST and window is None:
         raise Declined(f"only {width} columns")
-    return Contraction(stage, red, x, y, batch, m, n, red.axes, window)
+    if computed is not None and len(m) not in (1, 2):
+        raise Declined("computed rows that do not follow each other, or no rows")
+    return Contraction(stage, red, x, y, batch, m, n, red.axes, window, computed)
+
+
+def carrier(value: Expr, axes: Sequence[Axis], summed: Sequence[Axis]) -> Load:
+    """The read that computed rows follow: it depends on all axes that they depend on, and on the
+    only summed one contiguously."""
+    reads = loads(value)
+    if len(summed) != 1 or as_int(summed[0].extent) is None:
+        raise Declined("a factor is not a plain read")
+    if any(isinstance(x, Reduce) for x in walk(value)) or any(
+        coefficient(v.index[0], a) is None for v in reads for a in axes
+    ):
+        raise Declined("a factor is computed from more than affine reads")
+    for v in reads:
+        if axes_of(value) <= axes_of(v.index[0]) and coefficient(v.index[0], summed[0]) is ONE:
+            return v
+    raise Declined("a factor is not a plain read, and no read of it is contiguous along the sum")
 
 
 def few_columns(order: Sequence[Axis], of: Collection[Axis], offset: Expr) -> bool:

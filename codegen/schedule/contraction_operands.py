@@ -9,27 +9,22 @@ from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
     ONE,
     ZERO,
-    Apply,
     Axis,
     Const,
     Expr,
     Load,
-    Reduce,
     Var,
     apply,
     as_int,
-    axes_of,
     index,
-    loads,
     poly_mul,
     substitute,
 )
-from onnxjit.codegen.kernel import TensorType, product, rename_axes
+from onnxjit.codegen.kernel import product
 from onnxjit.codegen.loops import (
     Address,
     Call,
     For,
-    If,
     Local,
     Stmt,
     Store,
@@ -38,20 +33,17 @@ from onnxjit.codegen.loops import (
 from onnxjit.codegen.packing import Packing
 from onnxjit.codegen.schedule.axes import (
     coefficient,
-    flatten_loads,
-    strides,
     without,
 )
 from onnxjit.codegen.schedule.contraction_blocking import STRIP_TILES, Blocking
-from onnxjit.codegen.schedule.contraction_match import Contraction, stride_of
-from onnxjit.codegen.schedule.request import Declined, Request
+from onnxjit.codegen.schedule.contraction_match import stride_of
+from onnxjit.codegen.schedule.contraction_window import Windows
+from onnxjit.codegen.schedule.request import Declined
 
 SEGMENTS = 512
 CONFLICT = 1024
 """Row strides that are a multiple of 4 KB map all rows of a tile to the same L1 sets; measured on
 14x32 tiles: 143 GFLOP/s apart from that, 109 at 4 KB, 65 at 16 KB."""
-
-ROW_IN_BLOCK = Var("row_in_block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,33 +58,17 @@ class Operand:
     setup: tuple[Stmt, ...]
 
 
-class Operands:
+class Operands(Windows):
     """The operand half of `ContractionNest`, which sets the attributes declared here."""
 
-    r: Request
-    c: Contraction
-    locals: list[Local]
-    notes: list[str]
-    symbols: list[str]
     k_split: dict[Expr, Expr]
-    cover: microkernels.Cover
-    names: dict[Expr, Expr]
-    outer: list[Axis]
-    row: Axis | None
-    mi: Axis | None
     ni: Axis
-    mr: int
     nr: int
-    height: Expr
     panels: Expr
-    block: Expr
     strip: Expr
     group: Expr
     blocking: Blocking
-
-    def block_vars(self) -> tuple[Expr, Expr]:
-        """First and one-past-last line (row, or row tile) of this parallel tile."""
-        raise NotImplementedError
+    prologue: Expr | None
 
     def strip_vars(self) -> tuple[Expr, Expr]:
         """First and one-past-last line of the strip."""
@@ -102,50 +78,13 @@ class Operands:
         """One past the last panel of this tile."""
         raise NotImplementedError
 
-    def window_row_bytes(self) -> Expr:
-        """Bytes of one row of the padded input, channels of one group only."""
-        w = self.c.window
-        assert w is not None
-        logical = self.logical_window_index()
-        summed = axes_of(logical[1]) & set(self.final_red().axes) if len(logical) > 1 else set()
-        channels = product(a.extent for a in summed)
-        return poly_mul(poly_mul(w.axes[-1].extent, channels), index(4))
-
-    def window_reach(self, row: Axis) -> tuple[int, int]:
-        """Input rows that one row of results reads, and how many the next one is further down."""
-        reach, stride = 1, 1
-        for i in self.logical_window_index():
-            e = rename_axes(i, dict(self.names))
-            if row not in axes_of(e):
-                continue
-            for a in axes_of(e) - set(self.outer):
-                c = as_int(coefficient(e, a) or ZERO)
-                if a is row:
-                    stride = c or 1
-                elif c is not None:
-                    reach += c * ((as_int(a.extent) or 1) - 1)
-        return reach, stride
-
-    def final_red(self) -> Reduce:
-        return self.r.kernel.stages[-1].reduces[0]
-
-    def logical_window_index(self) -> tuple[Expr, ...]:
-        w = self.c.window
-        assert w is not None
-        final = self.r.kernel.stages[-1]
-        unit: dict[Expr, Expr] = {a: ZERO for a in final.axes if a.extent is ONE}
-        for red in final.reduces:
-            unit.update({a: ZERO for a in red.axes if a.extent is ONE})
-        (read,) = [v for v in loads(final.value) if v.buffer == w.buffer]
-        return tuple(substitute(i, unit) for i in read.index)
-
     def row_operand(self, x: Load, k_axes: list[Axis]) -> tuple[Operand, list[Axis]]:
         """Where micro-kernels read rows, and the order of the k axes that this wants."""
         setup: list[Stmt] = []
         offset = x.index[0]
         buffer = x.buffer
         if self.c.window is not None:
-            buffer, offset, setup = self.copy_window(x)
+            buffer, offset, setup = self.copy_window()
         k_axes = sorted(k_axes, key=lambda a: stride_of(offset, a), reverse=True)
         step = coefficient(offset, self.mi) if self.mi is not None else ZERO
         unit = k_axes and coefficient(offset, k_axes[-1]) is ONE
@@ -177,64 +116,6 @@ class Operands:
             fill = loop(a, fill)
         base = without(offset, k_axes)
         return Operand(buffer, base, step, index(count), run, (fill, *setup)), k_axes
-
-    def copy_window(self, x: Load) -> tuple[str, Expr, list[Stmt]]:
-        """Copies the part of the padded input that the tile's rows read into scratch."""
-        w = self.c.window
-        assert w is not None
-        table = dict(self.names)
-        logical = self.logical_window_index()
-        fixed = set(self.outer)
-        first, _ = self.block_vars()
-        order = (0, *range(2, len(w.axes)), 1)
-        extents: list[Expr] = []
-        starts: list[Expr] = []
-        local: list[Expr] = []
-        for i in logical:
-            e = rename_axes(i, table)
-            start = without(e, [a for a in axes_of(e) if a not in fixed])
-            rel = e - start
-            if self.row is not None and self.row in axes_of(e):
-                c = coefficient(e, self.row)
-                assert c is not None
-                start = start + poly_mul(c, first)
-                rel = rel - poly_mul(c, self.row) + poly_mul(c, ROW_IN_BLOCK)
-            size: Expr = ONE
-            for a in axes_of(e):
-                if a in fixed:
-                    continue
-                c = coefficient(e, a)
-                if c is None:
-                    raise Declined("a window index is not affine")
-                count = self.block if a is self.row else a.extent
-                size = size + poly_mul(c, count - 1)
-            extents.append(size)
-            starts.append(start)
-            local.append(rel)
-        box = TensorType("float32", tuple(extents))
-        step = strides(box, order)
-        offset: Expr = ZERO
-        for i, s in zip(local, step, strict=True):
-            offset = offset + poly_mul(i, s)
-        total = product(extents)
-        self.locals.append(Local("window", "float32", total, stack=False))
-        by_dim = {d: Axis(f"w{d}", extents[d]) for d in order if extents[d] is not ONE}
-        where: dict[Expr, Expr] = {}
-        at: Expr = ZERO
-        for d in range(len(w.axes)):
-            inner: Expr = by_dim.get(d, ZERO)
-            where[w.axes[d]] = starts[d] + inner
-            at = at + poly_mul(inner, step[d])
-        value = substitute(w.value, where)
-        value = flatten_loads(value, self.r.kernel.types, self.r.layouts)
-        walk_order = list(order)
-        channel = by_dim.get(1)
-        reads = [v.index[0] for v in loads(value)]
-        if channel is not None and not any(coefficient(e, channel) is ONE for e in reads):
-            # Channels are not contiguous in the source: its last axis is, so that goes innermost.
-            walk_order[-2:] = walk_order[-1:] + walk_order[-2:-1]
-        setup = copy_loops([by_dim[d] for d in walk_order if d in by_dim], at, value)
-        return "window", offset, setup
 
     def transpose_rows(
         self, x: Load, k_axes: list[Axis]
@@ -275,6 +156,7 @@ class Operands:
                 index(width),
                 stop - start,
                 Address("rows", block + lines * width),
+                index(width),
             ),
         )
         body = loop(outer, body)
@@ -383,7 +265,9 @@ class Operands:
             stride = coefficient(offset, self.ni)
             assert stride is not None
             panel = Address("packed", poly_mul(local, depth) * self.nr)
-            loops_ = (Call(symbol, (Address(y.buffer, here), stride, stop, depth, panel)),)
+            loops_ = (
+                Call(symbol, (Address(y.buffer, here), stride, stop, depth, panel, index(self.nr))),
+            )
         elif contiguous:
             loops_ = (For(j, ZERO, stop, fill),)
             if stop is not j.extent:
@@ -422,7 +306,7 @@ class Operands:
         self, x: Operand, length: int, run: Expr, shift: Expr
     ) -> tuple[Operand, tuple[Stmt, ...]]:
         """Copies the strip's rows (one depth block) into scratch with a stride that is no power of
-        two."""
+        two, and computes them meanwhile where there is a prologue."""
         assert self.mi is not None
         first, last = self.strip_vars()
         extent = self.mi.extent
@@ -440,89 +324,19 @@ class Operands:
             at = self.mi - start
             stop = apply("min", poly_mul(last, self.height), extent)
         self.locals.append(Local("rows", "float32", rows * step, stack=False))
-        value = Load(x.buffer, (x.base + shift + k,), "float32")
+        value: Expr = Load(x.buffer, (x.base + shift + k,), "float32")
+        if self.prologue is not None:
+            (summed,) = self.c.k
+            value = substitute(self.prologue, {self.names[summed]: shift + k})
         body: Stmt = For(self.mi, start, stop, (loop(k, Store("rows", at * step + k, value)),))
         if self.row is not None:
             body = For(self.row, first, last, (body,))
-        self.notes.append("rows copied to a stride without cache conflicts")
+        self.notes.append(
+            "rows computed into scratch"
+            if self.prologue is not None
+            else "rows copied to a stride without cache conflicts"
+        )
         return replace(x, buffer="rows", base=at * step, step=index(step)), (body,)
 
 
-def copy_loops(loops: Sequence[Axis], at: Expr, value: Expr) -> list[Stmt]:
-    """Loops that store `value`; border conditions become loop bounds, tested as far out as they
-    can be."""
-    conds: list[Expr] = []
-    inner = value
-    fill: Expr = ZERO
-    if isinstance(value, Apply) and value.fn == "select" and not loads(value.args[0]):
-        collect_and(value.args[0], conds)
-        inner, fill = value.args[1], value.args[2]
-    remaining = list(conds)
-
-    def filled(depth: int) -> tuple[Stmt, ...]:
-        out: tuple[Stmt, ...] = (Store("window", at, fill),)
-        for a in reversed(loops[depth:]):
-            out = (loop(a, *out),)
-        return out
-
-    def build(depth: int) -> tuple[Stmt, ...]:
-        if depth == len(loops):
-            if not remaining:
-                return (Store("window", at, inner),)
-            cond = remaining[0]
-            for c in remaining[1:]:
-                cond = apply("logical_and", cond, c)
-            return (If(cond, (Store("window", at, inner),), (Store("window", at, fill),)),)
-        a = loops[depth]
-        known = set(loops[: depth + 1])
-        low: Expr = ZERO
-        high: Expr = a.extent
-        for c in [c for c in remaining if a in axes_of(c) and axes_of(c) & set(loops) <= known]:
-            bound = loop_bound(c, a)
-            if bound is None:
-                continue
-            remaining.remove(c)
-            if bound[0] == "low":
-                low = apply("max", low, bound[1])
-            else:
-                high = apply("min", high, bound[1])
-        body = build(depth + 1)
-        if low is ZERO and high is a.extent:
-            return (loop(a, *body),)
-        high = apply("max", high, low)
-        out: list[Stmt] = []
-        rest = filled(depth + 1)
-        if low is not ZERO:
-            out.append(For(a, ZERO, apply("min", low, a.extent), rest))
-        out.append(For(a, low, high, body))
-        if high is not a.extent:
-            out.append(For(a, high, a.extent, rest))
-        return tuple(out)
-
-    return list(build(0))
-
-
-def loop_bound(cond: Expr, a: Axis) -> tuple[str, Expr] | None:
-    """The bound on `a` that a comparison amounts to: ("low", first) or ("high", end)."""
-    if not (isinstance(cond, Apply) and cond.fn in ("lt", "le")):
-        return None
-    left, right = cond.args
-    slack = right - left if cond.fn == "le" else right - left - 1
-    c = coefficient(slack, a)
-    rest = without(slack, [a])
-    if c is ONE:
-        return "low", -rest
-    if as_int(c) == -1 if c is not None else False:
-        return "high", rest + 1
-    return None
-
-
-def collect_and(e: Expr, out: list[Expr]) -> None:
-    if isinstance(e, Apply) and e.fn == "logical_and":
-        for a in e.args:
-            collect_and(a, out)
-    else:
-        out.append(e)
-
-
-__all__ = ["ROW_IN_BLOCK", "Operand", "Operands"]
+__all__ = ["Operand", "Operands"]

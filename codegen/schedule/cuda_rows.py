@@ -22,6 +22,7 @@ from onnxjit.codegen.expr import (
     walk,
 )
 from onnxjit.codegen.kernel import Kernel, Stage, product, rename_axes
+from onnxjit.codegen.layout import Layout
 from onnxjit.codegen.loops import (
     THREAD,
     TILE,
@@ -196,7 +197,7 @@ class _Rows:
         if exchanged and not self.alone:
             self.body.append(Barrier())
 
-    def layout(self, buffer: str) -> tuple[int, ...] | None:
+    def layout(self, buffer: str) -> Layout | None:
         return self.r.layouts.get(buffer)
 
     def each(self, n: int, loops: list[Axis], store: Store) -> None:

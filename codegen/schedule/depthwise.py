@@ -139,7 +139,8 @@ def recognise(s: FlatStage) -> Depthwise:
         allowed = {axis, column} if axis is tap else {axis, *outer} - {column}
         if axis not in taps or not axes_of(slack) <= allowed:
             raise Declined("a border condition of more than one direction")
-    line, fresh = ZERO, 0
+    line: Expr = ZERO
+    fresh = 0
     if row is not None:
         rest = [a for a in outer if a is not column]
         with suppress(Declined):
@@ -168,7 +169,7 @@ def recognise(s: FlatStage) -> Depthwise:
 def operands(fn: str, body: Expr, outer: set[Axis]) -> tuple[str, Load, Load | None]:
     """The kind of micro-kernel, x, and w: the factor that no output axis but the channels has."""
     pooled = fn == "max" or isinstance(body, Load)
-    factors = (body,) if pooled else ()
+    factors: tuple[Expr, ...] = (body,) if pooled else ()
     if not pooled and isinstance(body, Apply) and body.fn == "mul":
         factors = body.args
     plain = [a for a in factors if isinstance(a, Load) and not loads(a.index[0])]
@@ -301,6 +302,7 @@ class WindowNest:
         channels = as_int(d.lane.extent) or 0
         held = as_int(self.held) or 3 * self.step
         most = WIDE if self.direct is not None else max(lanes, SUMS // held)
+        most = self.r.choice("channels", most, (32, 128))
         self.width = channel_block(channels, most, lanes)
         blocks = -(-channels // self.width)
         self.block = Axis("cb", blocks)
@@ -366,7 +368,7 @@ class WindowNest:
             y, ldy = Address(self.buffer, substitute(d.offset, table)), self.direct
         else:
             y, ldy = Address("acc", (at - Var("first")) * self.width), index(self.width)
-        weights = [place(d.x), ZERO, ZERO]
+        weights: list[Expr | Address] = [place(d.x), ZERO, ZERO]
         if d.w is not None:
             weights = [place(d.w), step(d.w, d.row), step(d.w, d.tap)]
         return Call(

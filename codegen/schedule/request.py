@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxjit.codegen.expr import Dim, Expr, leaves
@@ -11,18 +11,46 @@ from onnxjit.codegen.loops import Address, Assign, Call, For, If, Param, Stmt, S
 from onnxjit.codegen.schedule.axes import Layout, strides
 from onnxjit.codegen.target import Target
 
+Variant = Mapping[str, int]
+"""Choices by name that a kernel takes instead of what its rules' cost models say."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """A kernel, the physical axis order of its buffers (row-major unless listed) and the target.
 
-    `packed` names inputs whose contents are compile-time constants and may be re-laid out.
+    `constants` names inputs whose contents are compile-time constants and may be re-laid out.
+    `offered` collects the choices that rules make on their way to a nest, with their options.
     """
 
     kernel: Kernel
     layouts: Mapping[str, Layout]
     target: Target
     constants: frozenset[str] = field(default=frozenset())
+    variant: Variant = field(default_factory=dict)
+    offered: dict[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
+
+    def choice(self, name: str, usual: int, options: Sequence[int]) -> int:
+        """What to take of `options`: what the variant says if it is one of them, or else `usual`,
+        the cost model's.
+
+        So each choice is declared where it is made, and nothing but a known option reaches a nest.
+        """
+        self.offered[name] = tuple(dict.fromkeys((usual, *options)))
+        wanted = self.variant.get(name, usual)
+        return wanted if wanted in self.offered[name] else usual
+
+    def neighbours(self) -> list[dict[str, int]]:
+        """The variants that differ from the one of this request, once it has been scheduled, in
+        one of the choices that were made."""
+        taken = {n: v for n, v in self.variant.items() if v in self.offered.get(n, ())[1:]}
+        found = []
+        for name, (usual, *others) in self.offered.items():
+            for value in (usual, *others):
+                if value != taken.get(name, usual):
+                    rest = {n: v for n, v in taken.items() if n != name}
+                    found.append(rest if value == usual else {**rest, name: value})
+        return found
 
     def params(self) -> tuple[Param, ...]:
         k = self.kernel
@@ -62,4 +90,4 @@ def dims_of(*exprs: Expr) -> tuple[str, ...]:
     return tuple(sorted({x.name for e in exprs for x in leaves(e) if isinstance(x, Dim)}))
 
 
-__all__ = ["Declined", "Request", "dims_of", "expressions"]
+__all__ = ["Declined", "Request", "Variant", "dims_of", "expressions"]

@@ -386,7 +386,7 @@ def even_size(extent: Expr, parts: Expr) -> Expr:
 def winograd(r: Request) -> LoopNest:
     """The nest of a 3x3 correlation with stride 1, where minimal filtering is estimated to pay."""
     c = correlation(r)
-    return WinogradNest(r, c, choose(c, r.target)).nest()
+    return WinogradNest(r, c, choose(c, r)).nest()
 
 
 __all__ = ["winograd"]

@@ -5,15 +5,15 @@ The estimates are those of one thread with weights that another layer has evicte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 from onnxjit.codegen import microkernels
-from onnxjit.codegen.expr import as_int
+from onnxjit.codegen.expr import as_int, loads
 from onnxjit.codegen.microkernels import MicroKernel
-from onnxjit.codegen.schedule.axes import typical
-from onnxjit.codegen.schedule.request import Declined
+from onnxjit.codegen.schedule.axes import coefficient, typical
+from onnxjit.codegen.schedule.request import Declined, Request
 from onnxjit.codegen.schedule.winograd_match import TAPS, Correlation
 from onnxjit.codegen.schedule.winograd_transforms import F2, F4, Algorithm
 from onnxjit.codegen.target import Target
@@ -23,6 +23,9 @@ GAIN = 0.85
 
 FEWEST = 16
 """Channels of the input or output below which a transform has no full vector."""
+
+AROUND = 2
+"""Options on either side of the cheapest that are offered to a variant."""
 
 BLOCKS = (14, 21, 28, 42, 49, 56, 64)
 """Tiles per block that are tried."""
@@ -44,6 +47,9 @@ NEAR_BYTES = 4 << 20
 """Part of L3 that one operand can expect to keep."""
 TRANSFORMS = {F2: (170.0, 90.0), F4: (320.0, 260.0)}
 """Transforming 16 input channels and 16 output channels of one tile."""
+CONFLICT, CONFLICT_BYTES = 16.0, 4096
+"""A channel of one pixel where channels are a multiple of so many bytes apart, which share sets of
+L1: transforms read and store channel by channel; the direct convolution transposes in registers."""
 COPY = 1.0
 """Filling 16 channels of one pixel of the direct convolution's window."""
 
@@ -70,8 +76,12 @@ class Sizes:
     n: int
 
 
-def choose(c: Correlation, target: Target) -> Choice:
-    """The cheapest choice, or `Declined` where the direct convolution is about as fast."""
+def choose(c: Correlation, r: Request) -> Choice:
+    """The cheapest choice, or `Declined` where the direct convolution is about as fast.
+
+    A variant says m, 0 for the direct convolution; block, tile and panels of a step are the
+    cheapest for what it says of the others.
+    """
     depth, n = as_int(c.k.extent), as_int(c.n.extent)
     assert depth is not None and n is not None
     if min(depth, n) < FEWEST:
@@ -79,20 +89,55 @@ def choose(c: Correlation, target: Target) -> Choice:
     batch = as_int(c.batch.extent) if c.batch is not None else 1
     rows, columns = (max(1, typical(a.extent, SIDE)) for a in (c.row, c.column))
     sizes = Sizes(1 if batch is None else max(1, batch), rows, columns, depth, n)
-    isa = microkernels.isa_of(target)
-    best = min(choices(sizes, isa, target.l2), key=lambda choice: choice.cycles)
-    direct = direct_cycles(sizes, target)
-    if best.cycles > GAIN * direct:
+    every = list(choices(sizes, microkernels.isa_of(r.target), r.target.l2))
+    best = cheapest(every)
+    direct = direct_cycles(sizes, r.target)
+    filtering = best.cycles + conflicts(c, sizes)
+    usual = best.algorithm.m if filtering <= GAIN * direct else 0
+    m = r.choice("filtering", usual, (0, F2.m, F4.m))
+    if m == 0:
         raise Declined(
-            f"{best.algorithm.name} is estimated at {best.cycles / direct:.2f} "
+            f"{best.algorithm.name} is estimated at {filtering / direct:.2f} "
             "of the direct convolution's time"
         )
-    return best
+    left = [one for one in every if one.algorithm.m == m]
+    for name, of in PARTS.items():
+        usual, options = of(cheapest(left)), sorted({of(one) for one in left})
+        at = options.index(usual)
+        chosen = r.choice(name, usual, options[max(0, at - AROUND) : at + AROUND + 1])
+        left = [one for one in left if of(one) == chosen]
+    return cheapest(left)
+
+
+def conflicts(c: Correlation, s: Sizes) -> float:
+    """What row-major data costs where its channels share cache sets."""
+    cycles = 0.0
+    steps = [(coefficient(v.index[0], c.k), s.depth) for v in loads(c.pixel)]
+    for step, channels in [*steps, (coefficient(c.stage.offset, c.n), s.n)]:
+        apart = as_int(step) if step is not None else None
+        if apart and apart * 4 % CONFLICT_BYTES == 0:
+            cycles += CONFLICT * s.batch * s.rows * s.columns * channels
+    return cycles
+
+
+PARTS: dict[str, Callable[[Choice], int]] = {
+    "tile_columns": lambda one: one.tile.nr,
+    "block_tiles": lambda one: one.tiles,
+    "step_panels": lambda one: one.group,
+}
+"""What a variant says beside the algorithm."""
+
+
+def cheapest(among: Sequence[Choice]) -> Choice:
+    return min(among, key=lambda one: one.cycles)
 
 
 def choices(s: Sizes, isa: str, l2: int) -> Iterator[Choice]:
-    """Every choice with its cycles, weighted by how well `THREADS` share its parallel tiles."""
-    for algorithm, limit in ((a, b) for a in (F2, F4) for b in BLOCKS):
+    """Every choice with its cycles, weighted by how well `THREADS` share its parallel tiles: for
+    each block and width of a tile the height with the fastest products."""
+    tiles_of = {w: [t for t in microkernels.rows(isa) if t.nr == w]
+                for w in sorted({t.nr for t in microkernels.rows(isa)})}  # fmt: skip
+    for algorithm, limit, wide in product((F2, F4), BLOCKS, tiles_of):
         m, a = algorithm.m, algorithm.a
         tile_rows, tile_columns = s.batch * -(-s.rows // m), -(-s.columns // m)
         width = even(tile_columns, limit)
@@ -101,7 +146,7 @@ def choices(s: Sizes, isa: str, l2: int) -> Iterator[Choice]:
         tiles = width * height
         products, tile = min(
             ((row_tiles(tiles, t) * panels(s.n, t) * call_cycles(s.depth, t), t)
-             for t in microkernels.rows(isa)),
+             for t in tiles_of[wide]),
             key=lambda pair: pair[0],
         )  # fmt: skip
         count = panels(s.n, tile)

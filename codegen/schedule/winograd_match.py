@@ -29,7 +29,7 @@ from onnxjit.codegen.schedule.axes import (
     flatten_stage,
     without,
 )
-from onnxjit.codegen.schedule.contraction_operands import collect_and, loop_bound
+from onnxjit.codegen.schedule.borders import conjuncts, loop_bound
 from onnxjit.codegen.schedule.reduction import replace_node
 from onnxjit.codegen.schedule.request import Declined, Request
 
@@ -183,14 +183,12 @@ def bounded(read: Expr, ph: Axis, pw: Axis) -> tuple[Expr, Expr, Range, Range]:
     rows, columns = Range(ZERO, ph.extent), Range(ZERO, pw.extent)
     if not (isinstance(read, Apply) and read.fn == "select" and not loads(read.args[0])):
         return read, zero, rows, columns
-    conds: list[Expr] = []
-    collect_and(read.args[0], conds)
     fill = read.args[2]
     if not isinstance(fill, Const):
         raise Declined("the padding is not constant")
     lows: dict[Axis, Expr] = {ph: ZERO, pw: ZERO}
     highs: dict[Axis, Expr] = {ph: ph.extent, pw: pw.extent}
-    for c in conds:
+    for c in conjuncts(read.args[0]):
         (a,) = axes_of(c) if len(axes_of(c)) == 1 else (None,)
         bound = loop_bound(c, a) if a in (ph, pw) and a is not None else None
         if bound is None or a is None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 from importlib.resources import files
 from typing import Any
+
+from onnxjit import plain_json
 
 
 def page(data: dict[str, Any]) -> str:
@@ -14,7 +14,7 @@ def page(data: dict[str, Any]) -> str:
     folder = files("onnxjit.bench")
     text = (folder / "page.html").read_text(encoding="utf-8")
     # "<" would let a name end the script element that the data stands in.
-    plain = json.dumps(_finite(data), ensure_ascii=True).replace("<", "\\u003c")
+    plain = plain_json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
     for mark, content in (
         ("/*STYLE*/", (folder / "page.css").read_text(encoding="utf-8")),
         ("/*SCRIPT*/", (folder / "page.js").read_text(encoding="utf-8")),
@@ -25,14 +25,3 @@ def page(data: dict[str, Any]) -> str:
             raise ValueError(f"page.html has no {mark}")
         text = before + content + after
     return text
-
-
-def _finite(data: Any) -> Any:
-    """`data` with null for infinity and NaN, which JSON lacks."""
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return data

@@ -15,6 +15,7 @@ from onnxjit.operators.sizes import (
     assume_at_least,
     assume_within,
     axis_list,
+    expect_within,
     normal_axis,
     size_list,
     wrap_index,
@@ -150,6 +151,7 @@ def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     """Slices of `x` along `axis`; the axes of `indices` take its place."""
     axis = normal_axis(axis, x.rank)
     q = indices.rank
+    expect_within(indices, x.shape[axis], axis)
     shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
     def at(idx: Index) -> Expr:
@@ -168,6 +170,7 @@ def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = normal_axis(axis, x.rank)
     if indices.rank != x.rank:
         raise DefinitionError(f"GatherElements: ranks {x.rank} and {indices.rank} differ")
+    expect_within(indices, x.shape[axis], axis)
 
     def at(idx: Index) -> Expr:
         source = list(idx)
@@ -194,6 +197,9 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
         raise DefinitionError(f"GatherND: {known} indices into rank {x.rank}")
     for k in range(batch_dims):
         same_dim(x.shape[k], indices.shape[k])
+    for k in range(count):
+        each = Tensor(indices.shape[:-1], indices.dtype, lambda idx, k=k: indices.at(*idx, k))  # type: ignore[misc]
+        expect_within(each, x.shape[batch_dims + k], batch_dims + k)
 
     def at(idx: Index) -> Expr:
         where = [

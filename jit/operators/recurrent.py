@@ -1,49 +1,81 @@
-"""LSTM, GRU and RNN: recurrences over time, computed on the host."""
+"""LSTM, GRU and RNN: recurrences over time.
+
+The input's part of every gate is a matrix product of all steps at once. What is left to each step
+is the product with the state and the gates; `codegen.recurrence` is how it is written.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxjit.codegen.expr import Expr
-from onnxjit.codegen.kernel import TensorType
-from onnxjit.codegen.tensor import DefinitionError, Tensor
+from onnxjit.codegen import tensor as T
+from onnxjit.codegen.expr import INDEX, Axis, Expr, apply, cast, index
+from onnxjit.codegen.recurrence import State, record, steps
+from onnxjit.codegen.tensor import (
+    NARROW,
+    DefinitionError,
+    Tensor,
+    cast_to,
+    elementwise,
+    materialize,
+    same_dim,
+)
+from onnxjit.operators.activations import (
+    elu,
+    hard_sigmoid,
+    leaky_relu,
+    relu,
+    softplus_of,
+    thresholded_relu,
+)
 from onnxjit.operators.registry import Case, operator
 from onnxjit.operators.samples import draw
 
-Array = np.ndarray
-Activation = Callable[[Array], Array]
+
+def _affine(x: Tensor, *, alpha: float, beta: float) -> Tensor:
+    return x * alpha + beta
 
 
-def _sigmoid(x: Array) -> Array:
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(x.dtype)
+def _scaled_tanh(x: Tensor, *, alpha: float, beta: float) -> Tensor:
+    return elementwise("tanh", x * beta) * alpha
+
+
+def _softsign(x: Tensor) -> Tensor:
+    return x / (elementwise("abs", x) + 1)
+
+
+_ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], dict[str, float]]] = {
+    "relu": (relu, {}),
+    "tanh": (lambda x: elementwise("tanh", x), {}),
+    "sigmoid": (lambda x: elementwise("sigmoid", x), {}),
+    "affine": (_affine, {"alpha": 1.0, "beta": 0.0}),
+    "leakyrelu": (leaky_relu, {"alpha": 0.01}),
+    "thresholdedrelu": (thresholded_relu, {"alpha": 1.0}),
+    "scaledtanh": (_scaled_tanh, {"alpha": 1.0, "beta": 1.0}),
+    "hardsigmoid": (hard_sigmoid, {"alpha": 0.2, "beta": 0.5}),
+    "elu": (elu, {"alpha": 1.0}),
+    "softsign": (_softsign, {}),
+    "softplus": (lambda x: elementwise(softplus_of, x), {}),
+}
+"""The functions, with the defaults of their parameters."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """An activation function with its default parameters; None means that it takes none."""
+class Activation:
+    """A function of a gate, whose argument is limited to [-clip, clip] first."""
 
-    compute: Callable[[Array, float, float], Array]
-    alpha: float | None = None
-    beta: float | None = None
+    name: str
+    parameters: tuple[tuple[str, float], ...]
+    clip: float | None
 
-
-_ACTIVATIONS: dict[str, Shape] = {
-    "relu": Shape(lambda x, a, b: np.maximum(x, 0)),
-    "tanh": Shape(lambda x, a, b: np.tanh(x)),
-    "sigmoid": Shape(lambda x, a, b: _sigmoid(x)),
-    "affine": Shape(lambda x, a, b: a * x + b, 1.0, 0.0),
-    "leakyrelu": Shape(lambda x, a, b: np.where(x >= 0, x, a * x), 0.01),
-    "thresholdedrelu": Shape(lambda x, a, b: np.where(x > a, x, 0), 1.0),
-    "scaledtanh": Shape(lambda x, a, b: a * np.tanh(b * x), 1.0, 1.0),
-    "hardsigmoid": Shape(lambda x, a, b: np.clip(a * x + b, 0, 1), 0.2, 0.5),
-    "elu": Shape(lambda x, a, b: np.where(x >= 0, x, a * np.expm1(np.minimum(x, 0))), 1.0),
-    "softsign": Shape(lambda x, a, b: x / (1 + np.abs(x))),
-    "softplus": Shape(lambda x, a, b: np.logaddexp(x, 0).astype(x.dtype)),
-}
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.clip is not None:
+            x = elementwise("max", elementwise("min", x, self.clip), -self.clip)
+        return _ACTIVATIONS[self.name][0](x, **dict(self.parameters))
 
 
 def activation_functions(
@@ -53,112 +85,200 @@ def activation_functions(
     clip: float | None,
 ) -> list[Activation]:
     """The named functions; parameters are consumed in order by the functions that take them."""
-    alpha, beta = iter(alphas or ()), iter(betas or ())
-
-    def build(name: str) -> Activation:
-        shape = _ACTIVATIONS.get(name.lower())
-        if shape is None:
+    given = {"alpha": iter(alphas or ()), "beta": iter(betas or ())}
+    found = []
+    for name in (n.lower() for n in names):
+        if name not in _ACTIVATIONS:
             raise DefinitionError(f"unknown activation {name!r}")
-        a = next(alpha, shape.alpha) if shape.alpha is not None else 0.0
-        b = next(beta, shape.beta) if shape.beta is not None else 0.0
-
-        def run(x: Array) -> Array:
-            return shape.compute(x if clip is None else np.clip(x, -clip, clip), a, b)
-
-        return run
-
-    return [build(n) for n in names]
+        defaults = _ACTIVATIONS[name][1].items()
+        parameters = tuple((k, float(next(given[k], default))) for k, default in defaults)
+        found.append(Activation(name, parameters, clip))
+    return found
 
 
-@dataclass(frozen=True, slots=True)
-class Sequences:
-    """The inputs that the three operators share, time first and in the working dtype."""
-
-    x: Array
-    lengths: Array | None
-    hidden: int
-
-    def steps(self, reverse: bool) -> Iterator[tuple[int, Array | None]]:
-        """Times in processing order with the mask of sequences that are still running."""
-        times = range(len(self.x))
-        for t in reversed(times) if reverse else times:
-            yield t, None if self.lengths is None else (t < self.lengths)[:, None]
+# "foward" is how GRU 1 spells its default.
+_DIRECTIONS = {
+    "forward": (False,),
+    "foward": (False,),
+    "reverse": (True,),
+    "bidirectional": (False, True),
+}
+"""For every direction whether it runs backwards in time."""
 
 
-def reversed_directions(direction: str) -> list[bool]:
-    """For every direction whether it runs backwards in time."""
-    # "foward" is how GRU 1 spells its default.
-    known = {
-        "forward": [False],
-        "foward": [False],
-        "reverse": [True],
-        "bidirectional": [False, True],
-    }
-    if direction not in known:
-        raise DefinitionError(f"unknown direction {direction!r}")
-    return known[direction]
+class Layer:
+    """What the three operators share: their sizes, and how a step reads and writes.
 
+    A gate and a state are tensors over [direction, batch, unit], in float32 for narrower inputs.
+    W, R and the two halves of B hold `gates` blocks of a row a unit.
+    """
 
-def _sequences(x: Array, lengths: Array | None, hidden: int, layout: int) -> Sequences:
-    data = np.swapaxes(x, 0, 1) if layout else x
-    return Sequences(data.astype(_working(x)), lengths, hidden)
-
-
-def _working(x: Array) -> np.dtype:
-    return x.dtype if x.dtype in (np.float32, np.float64) else np.dtype(np.float32)
-
-
-def _state(initial: Array | None, d: int, seq: Sequences, layout: int) -> Array:
-    if initial is None:
-        return np.zeros((seq.x.shape[1], seq.hidden), seq.x.dtype)
-    return (initial[:, d] if layout else initial[d]).astype(seq.x.dtype)
-
-
-def _row(x: Array | None, d: int, size: int, dtype: np.dtype) -> Array:
-    return np.zeros(size, dtype) if x is None else x[d].astype(dtype)
-
-
-def _results(
-    ys: Sequence[Array],
-    states: Sequence[Sequence[Array]],
-    dtype: np.dtype,
-    layout: int,
-    outputs: int,
-) -> tuple[Array, ...]:
-    """Y from one [T, N, H] per direction, and each last state from one [N, H] per direction."""
-    y = np.stack(ys, 2 if layout else 1)
-    if layout:
-        y = np.swapaxes(y, 0, 1)
-    last = [np.stack(s, 1 if layout else 0) for s in states]
-    return tuple(a.astype(dtype) for a in (y, *last))[:outputs]
-
-
-def _masked(mask: Array | None, new: Array, old: Array) -> Array:
-    return new if mask is None else np.where(mask, new, old)
-
-
-def _types(count: int) -> Callable[..., list[TensorType]]:
-    """The inference function of an operator with `count` outputs."""
-
-    def infer(
+    def __init__(
+        self,
+        gates: int,
         x: Tensor,
         w: Tensor,
         r: Tensor,
-        *rest: Tensor | None,
-        outputs: int = 1,
-        layout: int = 0,
-        **_: object,
-    ) -> list[TensorType]:
-        directions, hidden = w.shape[0], r.shape[2]
-        time, batch = (x.shape[1], x.shape[0]) if layout else x.shape[:2]
-        y: tuple[Expr, ...] = (time, directions, batch, hidden)
-        state: tuple[Expr, ...] = (directions, batch, hidden)
-        if layout:
-            y, state = (batch, time, directions, hidden), (batch, directions, hidden)
-        types = [TensorType(x.dtype, y)] + [TensorType(x.dtype, state)] * (count - 1)
-        return types[:outputs]
+        b: Tensor | None,
+        lengths: Tensor | None,
+        *,
+        direction: str,
+        hidden_size: int,
+        layout: int,
+        activations: Sequence[Activation],
+    ) -> None:
+        if direction not in _DIRECTIONS:
+            raise DefinitionError(f"unknown direction {direction!r}")
+        self.backward = _DIRECTIONS[direction]
+        self.directions = index(len(self.backward))
+        self.functions = activations
+        self.layout = layout
+        self.narrow = x.dtype
+        self.dtype = "float32" if x.dtype in NARROW else x.dtype
+        self.x = T.transpose(x, (1, 0, 2)) if layout else x
+        self.time, self.batch = self.x.shape[:2]
+        self.hidden = index(hidden_size) if hidden_size else r.shape[2]
+        self.gates, self.w, self.r, self.b = gates, self.wide(w), self.wide(r), b
+        self.lengths = lengths
+        for have, want in (
+            (w.shape[0], self.directions), (w.shape[1], self.hidden * gates),
+            (w.shape[2], x.shape[2]), (r.shape[0], self.directions),
+            (r.shape[1], self.hidden * gates), (r.shape[2], self.hidden),
+        ):  # fmt: skip
+            same_dim(have, want)
+        self.shape = (self.directions, self.batch, self.hidden)
+        self.now: Axis | None = None
 
-    return infer
+    def wide(self, x: Tensor) -> Tensor:
+        """The tensor in the working dtype."""
+        return x if x.dtype == self.dtype else materialize(cast_to(x, self.dtype))
+
+    def tensor(self, fn: Callable[..., Expr]) -> Tensor:
+        """The tensor over [direction, batch, unit] whose elements `fn` gives."""
+        return T.compute(self.shape, self.dtype, fn)
+
+    def rows(self, x: Tensor, number: int) -> Tensor:
+        """Block `number` of a tensor [direction, blocks of units], for the whole batch."""
+        start = self.hidden * number
+        return self.tensor(lambda d, b, j: cast(x.at(d, start + j), self.dtype))
+
+    def inputs(self, joined: int) -> Callable[[int], Tensor]:
+        """What the input and the biases add to each gate at a step, for all steps at once; the
+        biases of the recurrent product are added here for the first `joined` gates."""
+        x, bias, hidden, gates = self.wide(self.x), self.b, self.hidden, self.gates
+        each = (self.directions, index(gates), hidden)
+
+        def term(i: tuple[Expr, ...], k: tuple[Expr, ...]) -> Expr:
+            t, b, d, g, j = i
+            return x.at(t, b, k[0]) * self.w.at(d, g * hidden + j, k[0])
+
+        made = T.reduce_over("sum", (self.time, self.batch, *each), (x.shape[2],), term)
+        if bias is not None:
+
+            def both(d: Expr, g: Expr, j: Expr) -> Expr:
+                own, other = (bias.at(d, (g + n) * hidden + j) for n in (0, gates))
+                total = apply("select", apply("lt", g, joined), own + other, own)
+                return cast(total, self.dtype)
+
+            made = materialize(made + materialize(T.compute(each, self.dtype, both)))
+
+        def gate(number: int) -> Tensor:
+            return self.tensor(lambda d, b, j: made.at(self.place(d), b, d, number, j))
+
+        return gate
+
+    @contextmanager
+    def steps(self) -> Iterator[None]:
+        """Each step in processing order."""
+        with steps(self.time) as self.now:
+            yield
+
+    def place(self, d: Expr) -> Expr:
+        """The position in time that direction `d` has come to."""
+        assert self.now is not None
+        last = self.time - 1
+        if self.backward == (False, True):
+            return self.now + d * (last - self.now * 2)
+        return last - self.now if self.backward[0] else self.now
+
+    def product(self, x: Tensor, r: Tensor, blocks: int) -> list[Tensor]:
+        """The rows of x times each block of r [direction, blocks of units, unit]."""
+        hidden = self.hidden
+
+        def term(i: tuple[Expr, ...], k: tuple[Expr, ...]) -> Expr:
+            d, b, g, j = i
+            return x.at(d, b, k[0]) * r.at(d, g * hidden + j, k[0])
+
+        sizes = (self.directions, self.batch, index(blocks), hidden)
+        made = T.reduce_over("sum", sizes, (hidden,), term)
+        return [self.tensor(lambda d, b, j, g=g: made.at(d, b, g, j)) for g in range(blocks)]
+
+    def activate(self, number: int, x: Tensor) -> Tensor:
+        """Activation `number` of each direction, as a stage of its own."""
+        per = len(self.functions) // len(self.backward)
+        first, *other = (f(x) for f in dict.fromkeys(self.functions[number::per]))
+        if not other:
+            return materialize(first)
+
+        def either(d: Expr, b: Expr, j: Expr) -> Expr:
+            values = (f.at(d, b, j) for f in (first, *other))
+            return apply("select", apply("eq", d, 0), *values)
+
+        return materialize(self.tensor(either))
+
+    def initial(self, x: Tensor | None) -> Tensor:
+        """The initial value of a state."""
+        if x is None:
+            return T.full(self.shape, 0.0, self.dtype)
+        given = T.transpose(x, (1, 0, 2)) if self.layout else x
+        return cast_to(T.expand(given, self.shape), self.dtype)
+
+    def running(self, new: Tensor, old: Tensor) -> Tensor:
+        """`new` for the sequences that have not ended, `old` for the others."""
+        lengths = self.lengths
+        if lengths is None:
+            return new
+        return self.tensor(
+            lambda d, b, j: apply(
+                "select",
+                apply("lt", self.place(d), cast(lengths.at(b), INDEX)),
+                new.at(d, b, j),
+                old.at(d, b, j),
+            )
+        )
+
+    def emit(self, h: State, new: Tensor) -> Tensor:
+        """Ends a step with `new` as the hidden state; Y."""
+        h.set(self.running(new, h.before))
+        shown = self.running(new, T.full(self.shape, 0.0, self.dtype))
+        d, b, n = self.shape
+        if self.layout:
+            shape = (b, self.time, d, n)
+            return self.output(shown, shape, lambda d, b, j: (b, self.place(d), d, j))
+        shape = (self.time, d, b, n)
+        return self.output(shown, shape, lambda d, b, j: (self.place(d), d, b, j))
+
+    def last(self, state: State) -> Tensor:
+        """A state after the last step, as an output."""
+        d, b, n = self.shape
+        if self.layout:
+            return self.output(state.last, (b, d, n), lambda d, b, j: (b, d, j))
+        return self.output(state.last, (d, b, n), lambda d, b, j: (d, b, j))
+
+    def output(
+        self, value: Tensor, shape: tuple[Expr, ...], where: Callable[..., tuple[Expr, ...]]
+    ) -> Tensor:
+        return record(shape, cast_to(value, self.narrow), where)
+
+    def split(self, first: int) -> tuple[Tensor, Tensor]:
+        """The recurrent weights of the first gates and of the others."""
+        parts = ((0, first), (first, self.gates - first))
+        r, hidden = self.r, self.hidden
+        first_part, second_part = (
+            materialize(T.slice_axis(r, 1, hidden * start, hidden * count))
+            for start, count in parts
+        )
+        return first_part, second_part
 
 
 _LSTM = draw("float32[4,2,3]", "float32[1,20,3]", "float32[1,20,5]", "float32[1,40]")
@@ -171,8 +291,6 @@ _BOTH = draw(
 @operator(
     "LSTM",
     since=1,
-    host=True,
-    infer=_types(3),
     cases=[
         Case(_LSTM, {"hidden_size": 5}, outputs=3, label="forward"),
         Case(
@@ -202,16 +320,15 @@ _BOTH = draw(
     ],
 )
 def lstm(
-    x: Array,
-    w: Array,
-    r: Array,
-    b: Array | None = None,
-    sequence_lens: Array | None = None,
-    initial_h: Array | None = None,
-    initial_c: Array | None = None,
-    p: Array | None = None,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    sequence_lens: Tensor | None = None,
+    initial_h: Tensor | None = None,
+    initial_c: Tensor | None = None,
+    p: Tensor | None = None,
     *,
-    outputs: int = 1,
     activation_alpha: Sequence[float] | None = None,
     activation_beta: Sequence[float] | None = None,
     activations: Sequence[str] | None = None,
@@ -221,35 +338,31 @@ def lstm(
     input_forget: int = 0,
     layout: int = 0,
     output_sequence: int = 0,
-) -> tuple[Array, ...]:
+) -> tuple[Tensor, ...]:
     """Long short-term memory; gates in the order input, output, forget, cell."""
-    size = r.shape[2]
-    seq = _sequences(x, sequence_lens, size, layout)
-    backward = reversed_directions(direction)
-    names = activations or ["Sigmoid", "Tanh", "Tanh"] * len(backward)
-    functions = activation_functions(names, activation_alpha, activation_beta, clip)
-    ys, hs, cs = [], [], []
-    for d, back in enumerate(backward):
-        gate, cell, out = functions[3 * d : 3 * d + 3]
-        dtype = seq.x.dtype
-        bias = _row(b, d, 8 * size, dtype)
-        peep_i, peep_o, peep_f = np.split(_row(p, d, 3 * size, dtype), 3)
-        into = seq.x @ w[d].astype(dtype).T + (bias[: 4 * size] + bias[4 * size :])
-        again = r[d].astype(dtype).T
-        h, c = _state(initial_h, d, seq, layout), _state(initial_c, d, seq, layout)
-        y = np.zeros((*seq.x.shape[:2], size), dtype)
-        for t, running in seq.steps(back):
-            i, o, f, g = np.split(into[t] + h @ again, 4, axis=1)
-            i = gate(i + peep_i * c)
-            f = 1 - i if input_forget else gate(f + peep_f * c)
-            new_c = f * c + i * cell(g)
-            new_h = gate(o + peep_o * new_c) * out(new_c)
-            y[t] = _masked(running, new_h, np.zeros_like(new_h))
-            h, c = _masked(running, new_h, h), _masked(running, new_c, c)
-        ys.append(y)
-        hs.append(h)
-        cs.append(c)
-    return _results(ys, [hs, cs], x.dtype, layout, outputs)
+    names = activations or ["Sigmoid", "Tanh", "Tanh"] * (2 if direction == "bidirectional" else 1)
+    layer = Layer(
+        4, x, w, r, b, sequence_lens,
+        direction=direction, hidden_size=hidden_size, layout=layout,
+        activations=activation_functions(names, activation_alpha, activation_beta, clip),
+    )  # fmt: skip
+    gate = layer.inputs(joined=4)
+    h = State(layer.initial(initial_h), slots=2)
+    c = State(layer.initial(initial_c))
+
+    def peep(x: Tensor, number: int, cell: Tensor) -> Tensor:
+        return x if p is None else x + layer.rows(p, number) * cell
+
+    with layer.steps():
+        own = layer.product(h.before, layer.r, 4)
+        i, o, f, g = (gate(n) + own[n] for n in range(4))
+        i = layer.activate(0, peep(i, 0, c.before))
+        f = 1 - i if input_forget else layer.activate(0, peep(f, 2, c.before))
+        new_c = materialize(f * c.before + i * layer.activate(1, g))
+        new_h = materialize(layer.activate(0, peep(o, 1, new_c)) * layer.activate(2, new_c))
+        c.set(layer.running(new_c, c.before))
+        y = layer.emit(h, new_h)
+    return y, layer.last(h), layer.last(c)
 
 
 _GRU = draw("float32[4,2,3]", "float32[1,15,3]", "float32[1,15,5]", "float32[1,30]")
@@ -258,8 +371,6 @@ _GRU = draw("float32[4,2,3]", "float32[1,15,3]", "float32[1,15,5]", "float32[1,3
 @operator(
     "GRU",
     since=1,
-    host=True,
-    infer=_types(2),
     cases=[
         Case(_GRU, {"hidden_size": 5}, outputs=2, label="forward"),
         Case(
@@ -280,14 +391,13 @@ _GRU = draw("float32[4,2,3]", "float32[1,15,3]", "float32[1,15,5]", "float32[1,3
     ],
 )
 def gru(
-    x: Array,
-    w: Array,
-    r: Array,
-    b: Array | None = None,
-    sequence_lens: Array | None = None,
-    initial_h: Array | None = None,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    sequence_lens: Tensor | None = None,
+    initial_h: Tensor | None = None,
     *,
-    outputs: int = 1,
     activation_alpha: Sequence[float] | None = None,
     activation_beta: Sequence[float] | None = None,
     activations: Sequence[str] | None = None,
@@ -297,36 +407,37 @@ def gru(
     layout: int = 0,
     linear_before_reset: int = 0,
     output_sequence: int = 0,
-) -> tuple[Array, ...]:
+) -> tuple[Tensor, ...]:
     """Gated recurrent unit; gates in the order update, reset, hidden."""
-    size = r.shape[2]
-    seq = _sequences(x, sequence_lens, size, layout)
-    backward = reversed_directions(direction)
-    names = activations or ["Sigmoid", "Tanh"] * len(backward)
-    functions = activation_functions(names, activation_alpha, activation_beta, clip)
-    ys, hs = [], []
-    for d, back in enumerate(backward):
-        gate, candidate = functions[2 * d : 2 * d + 2]
-        dtype = seq.x.dtype
-        bias_w, bias_r = np.split(_row(b, d, 6 * size, dtype), 2)
-        into = seq.x @ w[d].astype(dtype).T + bias_w
-        again = r[d].astype(dtype).T
-        h = _state(initial_h, d, seq, layout)
-        y = np.zeros((*seq.x.shape[:2], size), dtype)
-        for t, running in seq.steps(back):
-            in_z, in_r, in_h = np.split(into[t], 3, axis=1)
-            own = h @ again[:, : 2 * size] + bias_r[: 2 * size]
-            z, reset = gate(in_z + own[:, :size]), gate(in_r + own[:, size:])
-            if linear_before_reset:
-                part = reset * (h @ again[:, 2 * size :] + bias_r[2 * size :])
-            else:
-                part = (reset * h) @ again[:, 2 * size :] + bias_r[2 * size :]
-            new_h = (1 - z) * candidate(in_h + part) + z * h
-            y[t] = _masked(running, new_h, np.zeros_like(new_h))
-            h = _masked(running, new_h, h)
-        ys.append(y)
-        hs.append(h)
-    return _results(ys, [hs], x.dtype, layout, outputs)
+    names = activations or ["Sigmoid", "Tanh"] * (2 if direction == "bidirectional" else 1)
+    layer = Layer(
+        3, x, w, r, b, sequence_lens,
+        direction=direction, hidden_size=hidden_size, layout=layout,
+        activations=activation_functions(names, activation_alpha, activation_beta, clip),
+    )  # fmt: skip
+    gate = layer.inputs(joined=2 if linear_before_reset else 3)
+    h = State(layer.initial(initial_h), slots=2)
+    if linear_before_reset:
+        with layer.steps():
+            own_z, own_r, own = layer.product(h.before, layer.r, 3)
+            own = own if b is None else own + layer.rows(b, 5)
+            z = layer.activate(0, gate(0) + own_z)
+            reset = layer.activate(0, gate(1) + own_r)
+            new = layer.activate(1, gate(2) + reset * own)
+            y = layer.emit(h, materialize((1 - z) * new + z * h.before))
+        return y, layer.last(h)
+    # The candidate needs all of reset * h: a second product in each step.
+    first, second = layer.split(2)
+    none = layer.initial(None)
+    z, kept = State(none), State(none)
+    with layer.steps():
+        own_z, own_r = layer.product(h.before, first, 2)
+        z.set(layer.activate(0, gate(0) + own_z))
+        kept.set(layer.activate(0, gate(1) + own_r) * h.before)
+        (own,) = layer.product(kept.after, second, 1)
+        new = layer.activate(1, gate(2) + own)
+        y = layer.emit(h, materialize((1 - z.after) * new + z.after * h.before))
+    return y, layer.last(h)
 
 
 _RNN = draw("float32[4,2,3]", "float32[1,5,3]", "float32[1,5,5]", "float32[1,10]")
@@ -338,8 +449,6 @@ _TANH = ["Tanh", "Tanh"]
 @operator(
     "RNN",
     since=1,
-    host=True,
-    infer=_types(2),
     cases=[
         Case(_RNN, {"hidden_size": 5}, outputs=2, label="forward"),
         Case(
@@ -351,14 +460,13 @@ _TANH = ["Tanh", "Tanh"]
     ],
 )
 def rnn(
-    x: Array,
-    w: Array,
-    r: Array,
-    b: Array | None = None,
-    sequence_lens: Array | None = None,
-    initial_h: Array | None = None,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    sequence_lens: Tensor | None = None,
+    initial_h: Tensor | None = None,
     *,
-    outputs: int = 1,
     activation_alpha: Sequence[float] | None = None,
     activation_beta: Sequence[float] | None = None,
     activations: Sequence[str] = _TANH,
@@ -367,24 +475,16 @@ def rnn(
     hidden_size: int = 0,
     layout: int = 0,
     output_sequence: int = 0,
-) -> tuple[Array, ...]:
+) -> tuple[Tensor, ...]:
     """The plain recurrence h = f(x W + h R + b)."""
-    size = r.shape[2]
-    seq = _sequences(x, sequence_lens, size, layout)
-    backward = reversed_directions(direction)
-    functions = activation_functions(activations, activation_alpha, activation_beta, clip)
-    ys, hs = [], []
-    for d, back in enumerate(backward):
-        dtype = seq.x.dtype
-        bias = _row(b, d, 2 * size, dtype)
-        into = seq.x @ w[d].astype(dtype).T + (bias[:size] + bias[size:])
-        again = r[d].astype(dtype).T
-        h = _state(initial_h, d, seq, layout)
-        y = np.zeros((*seq.x.shape[:2], size), dtype)
-        for t, running in seq.steps(back):
-            new_h = functions[d](into[t] + h @ again)
-            y[t] = _masked(running, new_h, np.zeros_like(new_h))
-            h = _masked(running, new_h, h)
-        ys.append(y)
-        hs.append(h)
-    return _results(ys, [hs], x.dtype, layout, outputs)
+    layer = Layer(
+        1, x, w, r, b, sequence_lens,
+        direction=direction, hidden_size=hidden_size, layout=layout,
+        activations=activation_functions(activations, activation_alpha, activation_beta, clip),
+    )  # fmt: skip
+    gate = layer.inputs(joined=1)
+    h = State(layer.initial(initial_h), slots=2)
+    with layer.steps():
+        (own,) = layer.product(h.before, layer.r, 1)
+        y = layer.emit(h, materialize(layer.activate(0, gate(0) + own)))
+    return y, layer.last(h)

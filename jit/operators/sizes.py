@@ -14,15 +14,17 @@ from onnxjit.codegen.expr import (
     apply,
     as_int,
     cast,
+    fresh_axis,
     from_terms,
     index,
+    loads,
     poly_add,
     poly_mul,
     poly_terms,
 )
 from onnxjit.codegen.kernel import product
 from onnxjit.codegen.simplify import build, is_nonneg
-from onnxjit.codegen.tensor import DefinitionError, NeedsValue, Tensor, current
+from onnxjit.codegen.tensor import NO_FAULT, DefinitionError, NeedsValue, Tensor, current, reduce
 
 # A kernel may be compiled on the assumption that a symbolic size is at least as large as a constant
 # of the model, when the constant is no larger than this; a guard then checks it at run time.
@@ -169,6 +171,25 @@ def wrap_index(i: Expr, size: Expr) -> Expr:
     if not is_nonneg(i):
         i = apply("select", apply("lt", i, 0), i + size, i)
     return apply("max", apply("min", i, size - 1), 0)
+
+
+def expect_within(indices: Tensor, size: Expr, axis: int) -> None:
+    """Makes an index of the run outside of [-size, size) an error; `axis` is for its message."""
+    if not loads(indices.at(*(fresh_axis(d) for d in indices.shape))):
+        return
+
+    def worst() -> Tensor:
+        def at(idx: Sequence[Expr]) -> Expr:
+            i = cast(indices.at(*idx), INDEX)
+            outside = apply("logical_or", apply("lt", i, -size), apply("le", size, i))
+            return apply("select", outside, i, index(NO_FAULT))
+
+        found = Tensor(indices.shape, INDEX, at)
+        return reduce("max", found, range(found.rank)) if found.rank else found
+
+    n = as_int(size)
+    has = "" if n is None else f", which has {n} elements"
+    current().faults.append((worst, f"an index is outside of axis {axis}{has}"))
 
 
 def is_one(size: Expr) -> bool:

@@ -8,8 +8,11 @@ from onnxjit.passes.attention import fuse_attention
 from onnxjit.passes.fold_constants import fold_constants
 from onnxjit.passes.fold_scales import fold_scales
 from onnxjit.passes.fuse import fuse
+from onnxjit.passes.join import join_in_place
 from onnxjit.passes.layouts import assign_layouts
 from onnxjit.passes.lower import lower, prune_program
+from onnxjit.passes.prologue import fuse_prologues
+from onnxjit.passes.stagger import stagger_rows
 from onnxjit.program import Program
 
 PIPELINE = (
@@ -18,6 +21,9 @@ PIPELINE = (
     ("fold_scales", fold_scales),
     ("assign_layouts", assign_layouts),
     ("fuse_attention", fuse_attention),
+    ("fuse_prologues", fuse_prologues),
+    ("join_in_place", join_in_place),
+    ("stagger_rows", stagger_rows),
 )
 
 

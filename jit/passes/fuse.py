@@ -40,7 +40,7 @@ from onnxjit.codegen.schedule.axes import typical
 from onnxjit.codegen.schedule.recognised import Recogniser
 from onnxjit.codegen.schedule.rows import align_rows
 from onnxjit.codegen.target import Target
-from onnxjit.program import HostCall, KernelCall, Program
+from onnxjit.program import Call, KernelCall, Program
 
 LARGEST = 400
 """Most nodes of a fused expression: bounds compile time."""
@@ -60,7 +60,7 @@ def fuse(p: Program, target: Target) -> Program:
 class _Fusion:
     def __init__(self, p: Program, target: Target) -> None:
         self.p, self.target = p, target
-        self.calls: list[KernelCall | HostCall | None] = list(p.calls)
+        self.calls: list[Call | None] = list(p.calls)
         self.maker: dict[str, int] = {}
         self.users: dict[str, set[int]] = {}
         self.outputs = set(p.outputs)
@@ -75,7 +75,7 @@ class _Fusion:
     def program(self) -> Program:
         for k in range(len(self.calls)):
             c = self.calls[k]
-            if isinstance(c, KernelCall):
+            if isinstance(c, KernelCall) and c.kernel.clock is None:
                 self.absorb(k)
                 self.epilogue(k)
                 while self.join_rows(k):
@@ -109,8 +109,10 @@ class _Fusion:
             self.users.get(v, set()).discard(k)
 
     def producer(self, v: str) -> int | None:
+        """The call of a kernel, but no recurrence, that makes `v`."""
         k = self.maker.get(v)
-        return k if k is not None and isinstance(self.calls[k], KernelCall) else None
+        c = self.calls[k] if k is not None else None
+        return k if isinstance(c, KernelCall) and c.kernel.clock is None else None
 
     def only_user(self, v: str, k: int) -> bool:
         return v not in self.outputs and self.users.get(v, set()) == {k}

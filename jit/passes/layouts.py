@@ -28,6 +28,8 @@ def assign_layouts(p: Program, target: Target) -> Program:
     constants = frozenset(p.constants)
     recogniser = Recogniser(target, constants)
     for call in p.kernels():
+        if call.kernel.clock is not None:
+            continue  # a step reads its state as rows
         out = call.outputs[0]
         rank = p.types[out].rank
         if rank < 3:
@@ -56,7 +58,7 @@ def constant_layouts(
     frozen = {v for c in p.calls if isinstance(c, HostCall) for v in c.inputs} | set(p.outputs)
     for call in p.kernels():
         k = call.kernel
-        if recogniser.operands(k, layouts) is not None:
+        if k.clock is not None or recogniser.operands(k, layouts) is not None:
             frozen |= {b for b in k.inputs if b in constants}
             continue
         for s in k.stages:

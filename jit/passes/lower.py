@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,18 @@ from onnxjit.codegen.expr import (
     poly_terms,
     to_text,
 )
-from onnxjit.codegen.kernel import Kernel, Stage, TensorType, product, prune, used_inputs
+from onnxjit.codegen.kernel import (
+    Kernel,
+    Stage,
+    TensorType,
+    parts_in_time,
+    product,
+    prune,
+    used_inputs,
+)
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.tensor import (
+    NO_FAULT,
     DefinitionError,
     NeedsValue,
     Tensor,
@@ -48,7 +58,7 @@ from onnxjit.passes.late import (
     interpreted_call,
     unstored,
 )
-from onnxjit.program import DimSource, Guard, HostCall, KernelCall, Program
+from onnxjit.program import Call, DimSource, Guard, HostCall, KernelCall, Program
 
 FOLD_ELEMENTS = 65536
 """Constant results up to this size are computed while lowering; larger ones after fusion, when
@@ -78,6 +88,7 @@ class _Lowering:
         self.calls: list[KernelCall | HostCall] = []
         self.dims: list[DimSource] = []
         self.guards: dict[tuple[Expr, Expr], str] = {}
+        self.faults: dict[str, str] = {}
         self.declared: set[tuple[Expr, Expr]] = set()
         self.unsupported: list[UnsupportedNode] = []
         self.late = LatePart()
@@ -99,13 +110,14 @@ class _Lowering:
         inputs = tuple(self.ids[v.name] for v in g.inputs)
         program = Program(
             inputs,
-            tuple(self.ids[v.name] for v in g.outputs),
+            (*(self.ids[v.name] for v in g.outputs), *self.faults),
             tuple(self.calls),
             self.types,
             self.constants,
             self.labels,
             tuple(self.dims),
             tuple(Guard(*k, m, k not in self.declared) for k, m in self.guards.items()),
+            tuple(self.faults.values()),
         )
         return prune_program(program)
 
@@ -328,6 +340,8 @@ class _Lowering:
             made = [(self.value(n), n, t) for n, t in zip(outputs, results, strict=False) if n]
             inputs = [self.ids[n] for n in dict.fromkeys(node.inputs) if n]
             kernel = finish(kernel_name(node), trace, [(v, t) for v, _, t in made], inputs)
+        if kernel.clock is not None:
+            kernel = self.owned(kernel, kernel.outputs[len(made) :])
         self.guard(trace, node)
         fixed = all(v in self.constants for v in inputs)
         if unstored(kernel) and not fixed:
@@ -336,6 +350,8 @@ class _Lowering:
             args_ = [self.ids[n] if n else "" for n in node.inputs]
             vids = [v for v, _, _ in made]
             self.calls.append(interpreted_call(node, len(self.calls), args_, vids))
+            return
+        if fixed and self.fold(kernel, inputs):
             return
         for vid, _, t in made:
             self.types[vid] = kernel.types[vid]
@@ -346,14 +362,30 @@ class _Lowering:
                 self.guard(probe, node)
         if all(v in self.constants for v, _, _ in made):
             return
-        if fixed and self.fold(kernel, inputs):
-            return
         left = tuple(v for v in kernel.outputs if v not in self.constants)
-        if left != kernel.outputs:
-            kept = prune(kernel.stages, left)
-            kernel = Kernel(kernel.name, used_inputs(kept, inputs), left, kept, kernel.types)
-        for part in separate(self.fold_stages(kernel)):
+        kernel = self.fold_stages(with_outputs(kernel, left))
+        for part in self.before_clock(kernel) if kernel.clock is not None else separate(kernel):
             self.calls.append(KernelCall(part, (str(node),)))
+        self.expect(trace, node, inputs)
+
+    def expect(self, trace: Trace, node: Node, inputs: Sequence[str]) -> None:
+        """A kernel for each question to the data that a definition has asked."""
+        for ask, text in trace.faults:
+            own = Trace()
+            own.types.update(trace.types)
+            with own.active():
+                answer = ask()
+            v = self.value("")
+            kernel = finish("index_check", own, [(v, answer)], inputs)
+            message = f"{node}: {text}"
+            if all(i in self.constants for i in kernel.inputs):
+                (found,) = evaluate(kernel, {i: self.constants[i] for i in kernel.inputs})
+                if found != NO_FAULT:
+                    raise ModelError(f"{message}: {found}")
+                continue
+            self.types[v] = kernel.types[v]
+            self.calls.append(KernelCall(kernel, (str(node),)))
+            self.faults[v] = message
 
     def guard(self, trace: Trace, node: Node) -> None:
         for pair in trace.guards:
@@ -442,7 +474,31 @@ class _Lowering:
             return kernel
         kept = prune(tuple(stages), kernel.outputs)
         candidates = [*kernel.inputs, *done.values()]
-        return Kernel(kernel.name, used_inputs(kept, candidates), kernel.outputs, kept, types)
+        ins = used_inputs(kept, candidates)
+        return Kernel(kernel.name, ins, kernel.outputs, kept, types, kernel.clock)
+
+    def owned(self, kernel: Kernel, buffers: Iterable[str]) -> Kernel:
+        """The kernel with `buffers` as values of the program."""
+        table = {b: self.value("") for b in buffers}
+        kernel = kernel.renamed(table)
+        for v in table.values():
+            self.types[v] = kernel.types[v]
+        return kernel
+
+    def before_clock(self, kernel: Kernel) -> list[Kernel]:
+        """A kernel for each value that a recurrence only reads, and the recurrence itself."""
+        before, _, _ = parts_in_time(kernel)
+        made = dict.fromkeys(s.buffer for s in before if s.buffer not in kernel.outputs)
+        kernel = self.owned(kernel, made)
+        k, parts = kernel, []
+        candidates = [*k.inputs, *(s.buffer for s in k.stages)]
+        apart = [s for s in k.stages if k.clock not in s.axes and s.buffer not in k.outputs]
+        for s in apart:
+            parts.append(Kernel(k.name, used_inputs((s,), candidates), (s.buffer,), (s,), k.types))
+        rest = tuple(s for s in k.stages if s not in apart)
+        stored = {s.buffer for s in rest}
+        ins = used_inputs(rest, [b for b in dict.fromkeys(candidates) if b not in stored])
+        return [*parts, Kernel(k.name, ins, k.outputs, rest, k.types, k.clock)]
 
     def host(self, node: Node, op: Operator) -> None:
         assert op.infer is not None
@@ -524,12 +580,24 @@ def dim_expression(d: Any) -> Expr:
 
 
 def prune_program(p: Program) -> Program:
-    """Drops calls and constants that no output needs."""
+    """Drops calls, outputs of kernels and constants that no output of the program needs."""
     need = set(p.outputs)
-    kept = []
+    kept: list[Call] = []
     for c in reversed(p.calls):
-        if need & set(c.outputs):
-            kept.append(c)
-            need |= set(c.inputs)
+        if not need & set(c.outputs):
+            continue
+        if isinstance(c, KernelCall):
+            c = replace(c, kernel=with_outputs(c.kernel, [v for v in c.outputs if v in need]))
+        kept.append(c)
+        need |= set(c.inputs)
     constants = {v: a for v, a in p.constants.items() if v in need}
     return p.replace(calls=tuple(reversed(kept)), constants=constants)
+
+
+def with_outputs(k: Kernel, outputs: Sequence[str]) -> Kernel:
+    """The kernel with what makes these outputs alone."""
+    if len(outputs) == len(k.outputs):
+        return k
+    stages = prune(k.stages, outputs)
+    ins = used_inputs(stages, k.inputs)
+    return Kernel(k.name, ins, tuple(outputs), stages, k.types, k.clock)

@@ -1,0 +1,129 @@
+"""Windows of padded input and outputs along rows: convolutions of row-major data."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from kernels_support import close, lower_model, model, run_program, sample
+from onnx import helper
+
+import onnxjit
+
+RNG = np.random.default_rng(11)
+
+
+def convolution(
+    x: list[int | str], w: np.ndarray, *, relu: bool = False, **attributes: object
+) -> onnx.ModelProto:
+    """One convolution of a row-major input with a row-major output, a bias and maybe a ReLU."""
+    b = sample(RNG, "float32", (w.shape[0],))
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c" if relu else "y"], **attributes)]
+    if relu:
+        nodes.append(helper.make_node("Relu", ["c"], ["y"]))
+    return model(nodes, {"x": ("float32", x)}, ["y"], {"w": w, "b": b})
+
+
+def direct(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, pads: list[int], strides: list[int], dilation: int
+) -> np.ndarray:
+    """The convolution in float64, tap by tap."""
+    spatial = x.ndim - 2
+    ends = list(zip(pads[:spatial], pads[spatial:], strict=True))
+    x = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *ends])
+    sizes = [
+        (n - dilation * (k - 1) - 1) // s + 1
+        for n, k, s in zip(x.shape[2:], w.shape[2:], strides, strict=True)
+    ]
+    out = np.zeros((x.shape[0], w.shape[0], *sizes))
+    for tap in np.ndindex(*w.shape[2:]):
+        places = tuple(
+            slice(t * dilation, t * dilation + (n - 1) * s + 1, s)
+            for t, n, s in zip(tap, sizes, strides, strict=True)
+        )
+        part = x[(slice(None), slice(None), *places)]
+        out += np.einsum("nc...,oc->no...", part, w[(slice(None), slice(None), *tap)])
+    return out + b.reshape(1, -1, *[1] * spatial)
+
+
+def constants(m: onnx.ModelProto) -> tuple[np.ndarray, np.ndarray]:
+    found = {i.name: onnx.numpy_helper.to_array(i) for i in m.graph.initializer}
+    return found["w"], found["b"]
+
+
+ONE_DIMENSION = [
+    # channels, filters, taps, pads, stride, dilation
+    (1, 5, 3, [1, 1], 1, 1),
+    (3, 33, 3, [1, 0], 2, 1),
+    (15, 32, 5, [0, 3], 1, 2),
+    (16, 8, 3, [2, 2], 2, 1),
+    (17, 31, 4, [1, 1], 3, 1),
+    (80, 48, 3, [1, 1], 1, 1),
+]
+
+
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("channels, filters, taps, pads, stride, dilation", ONE_DIMENSION)
+def test_one_dimension(channels, filters, taps, pads, stride, dilation, free) -> None:
+    w = sample(RNG, "float32", (filters, channels, taps))
+    options = {"pads": pads, "strides": [stride], "dilations": [dilation]}
+    lengths = [12, 13, 179, 401, 1009]
+    free_model = convolution([1, channels, "t"], w, **options)
+    low = lower_model(free_model) if free else None
+    for length in lengths:
+        m = free_model if free else convolution([1, channels, length], w, **options)
+        x = sample(RNG, "float32", (1, channels, length))
+        (got,) = run_program(low or lower_model(m), {"x": x})
+        want = direct(x, *constants(m), pads, [stride], dilation)
+        close(got, want.astype(np.float32))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 15, 16, 33])
+@pytest.mark.parametrize("size", [(9, 11), (23, 31), (40, 17)])
+def test_two_dimensions(channels: int, size: tuple[int, int], relu: bool) -> None:
+    for taps, pads, strides in [
+        ((3, 3), [1, 1, 0, 0], [2, 2]),
+        ((7, 7), [3, 3, 3, 3], [2, 2]),
+        ((5, 1), [0, 0, 3, 0], [1, 1]),
+        ((2, 3), [0, 2, 0, 1], [3, 1]),
+    ]:
+        w = sample(RNG, "float32", (34, channels, *taps))
+        m = convolution([2, channels, *size], w, relu=relu, pads=pads, strides=strides)
+        x = sample(RNG, "float32", (2, channels, *size))
+        (got,) = run_program(lower_model(m), {"x": x})
+        want = direct(x, *constants(m), pads, strides, 1)
+        close(got, np.maximum(want, 0).astype(np.float32) if relu else want.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "x, w, pads, strides",
+    [
+        ([1, 8, 74, 74], (32, 8, 3, 3), [1, 1, 0, 0], [2, 2]),
+        ([1, 8, 37, 37], (32, 8, 4, 4), [0, 0, 0, 0], [1, 1]),
+        ([1, 20, 1000], (33, 20, 3), [1, 0], [1]),
+        ([1, 3, 61, 61], (32, 3, 7, 7), [3, 3, 3, 3], [2, 2]),
+    ],
+)
+def test_nothing_outside_of_a_buffer_is_read(x, w, pads, strides) -> None:
+    # The last block of rows is smaller than the others: its window ends with the input.
+    m = convolution(x, sample(RNG, "float32", w), pads=pads, strides=strides)
+    compiled = onnxjit.compile(m, cache=False, threads=1)
+    (kernel,) = compiled.kernels.values()
+    assert kernel.rule.startswith("contraction")
+    (got,) = kernel.interpret(end=None, seed=1)
+    assert np.isfinite(got).all()
+    kernel.check(kernel.source)
+
+
+def test_rows_of_results_are_stored_along_rows() -> None:
+    # 1x1: no window, the output is row-major; several strips, a last panel with one column.
+    for filters, size in [(33, (13, 29)), (64, (56, 56)), (5, (1, 1)), (32, (200, 3))]:
+        w = sample(RNG, "float32", (filters, 64, 1, 1))
+        m = convolution([1, 64, *size], w)
+        low = lower_model(m)
+        turned = any("turned" in str(c.nest) for c in low.generated.scheduled)
+        assert turned == (size != (1, 1))
+        x = sample(RNG, "float32", (1, 64, *size))
+        (got,) = run_program(low, {"x": x})
+        close(got, direct(x, *constants(m), [0] * 4, [1, 1], 1).astype(np.float32))
