@@ -1,4 +1,9 @@
-"""Speed of single operators: the cases marked `bench` in their definitions, against peers."""
+"""Speed of single operators: the cases marked `bench` in their definitions, against peers and roof.
+
+Each row also has the bytes of all operands and results, the rate at which they pass, and the share
+of the roofline: most of these operators do little with each element, so their roof is the bandwidth
+that was measured for the level of memory that holds them (L2 for the small, beyond it for others).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,9 @@ from onnx import helper
 from benchmarks import recurrences
 from benchmarks.record import Claims, write
 from onnxjit import operators as _operators  # noqa: F401  (fills the operator table)
+from onnxjit.bench.engines import load_onnxjit
 from onnxjit.bench.measure import Row, measure, reason, summaries
+from onnxjit.bench.roofline import Roofline, roofline
 from onnxjit.operators.registry import Case, Operator, table
 
 OPSET = 21  # one that every onnxruntime in use knows
@@ -25,13 +32,14 @@ def main(arguments: Namespace) -> None:
     rows: list[Row] = []
     failed: dict[str, str] = {}
     threads = arguments.threads[0]
+    machine = roofline(threads, again=True)
     for row in table():
         if arguments.only and row.name not in arguments.only:
             continue
         for case in (c for c in row.cases if c.bench):
             name = f"{row.name} {case.label}".strip()
             try:
-                found = case_row(row, case, name, threads, claims.engines, arguments.seconds / 10)
+                found = case_row(row, case, name, machine, claims.engines, arguments.seconds / 10)
             except Exception as error:  # a defect of ours in one leaves the others
                 failed[name] = reason(error)
                 print(f"{name:<32} FAILED: {failed[name]}", flush=True)
@@ -48,19 +56,38 @@ def main(arguments: Namespace) -> None:
             f"geometric mean {s['mean']:.3f} times {s['peer']} over {s['models']} cases, worst "
             f"{s['worst_ratio']:.2f} ({s['worst']})"
         )
-    write(arguments, {"threads": threads, "summary": summary, "rows": rows, "failed": failed})
+    data = {
+        "threads": threads,
+        "roofline": machine.to_json(),
+        "summary": summary,
+        "rows": rows,
+        "failed": failed,
+    }
+    write(arguments, data)
     claims.settle(rows, failed)
 
 
 def case_row(
-    row: Operator, case: Case, name: str, threads: int, engines: Sequence[str], seconds: float
+    row: Operator, case: Case, name: str, machine: Roofline, engines: Sequence[str], seconds: float
 ) -> Row:
     """One case as a model of one node."""
     model, feeds = model_of(row, case)
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "case.onnx")
         onnx.save(model, file)
-        return measure(file, feeds, threads, engines, seconds, label=name)
+        own = load_onnxjit(file, machine.threads)
+        found = measure(file, feeds, machine.threads, engines, seconds, label=name, own=own)
+        _, steps = own.model.timed([feeds[v.name] for v in own.model.inputs])
+    least = found["engines"]["onnxjit"]["minimum"]
+    size, work = sum(s.bytes for s in steps), sum(s.flops for s in steps)
+    roof = max(size / machine.level(size).best, work / machine.peak("float32"))
+    return found | {
+        "bytes": size,
+        "flops": work,
+        "gbytes": size / least / 1e9,
+        "level": machine.level(size).level,
+        "of_roof": roof / least,
+    }
 
 
 def line(row: Row) -> str:
@@ -68,7 +95,8 @@ def line(row: Row) -> str:
     times = "  ".join(f"{e} {t['minimum'] * 1e6:10.1f} us" for e, t in row["engines"].items())
     ratio = f"ratio {row['ratios']['fastest']:5.2f}" if row["fastest"] else "no peer"
     failed = "".join(f"  {name}: {why[-60:]}" for name, why in row["failures"].items())
-    return f"{row['model']:<32} {times}  {ratio}{failed}"
+    rate = f"{row['gbytes']:6.1f} GB/s, {row['of_roof']:4.2f} of the {row['level']} roof"
+    return f"{row['model']:<32} {times}  {rate}  {ratio}{failed}"
 
 
 def model_of(row: Operator, case: Case) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:

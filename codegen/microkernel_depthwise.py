@@ -18,11 +18,12 @@ image is a smaller window, with fewer rows and fewer taps, so there is no condit
 `line` and `fresh` are a hint: of so many rows of x below the window, `line` apart, the pixels that
 come anew are prefetched, wherever they lie.
 
-Of a convolution each loaded vector of x feeds every pixel whose window holds it, and each vector of weights all t
-pixels, so that t * kw multiply-adds take about t * stride + 2 * kw loads where one pixel at a time
-takes 2 * t * kw. All pixels take a tap before any takes the next, so that neighbouring operations
-are independent: a scheduler of a hundred operations holds little more than a row of taps. Pooling
-first joins the rows of each column, which all windows that hold the column share.
+Of a convolution each loaded vector of x feeds every pixel whose window holds it, and each vector of
+weights all t pixels, so that t * kw multiply-adds take about t * stride + 2 * kw loads where one
+pixel at a time takes 2 * t * kw. All pixels take a tap before any takes the next, so that
+neighbouring operations are independent: a scheduler of a hundred operations holds little more than
+a row of taps. Pooling first joins the rows of each column, which all windows that hold the column
+share.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 
 PIXELS = 8
 """Most pixels of one step: enough chains of multiply-adds to hide their latency."""
+
+POOLED = 3
+"""Most pixels of one step of a pool, which memory bounds: a hardware prefetcher follows some thirty
+streams, of which each row of each column is one."""
 
 WIDEST = 16
 """Most taps in a row of a window that has a kernel of its own."""
@@ -115,7 +120,7 @@ def live_vectors(kind: str, count: int, taps: int, stride: int, dilation: int) -
 @cache
 def most_pixels(kind: str, isa: str, taps: int, stride: int, dilation: int) -> int:
     """Pixels of a step whose vectors fit into the registers."""
-    for t in range(PIXELS, 1, -1):
+    for t in range(PIXELS if kind == "depthwise" else POOLED, 1, -1):
         if live_vectors(kind, t, taps, stride, dilation) <= ISAS[isa].registers:
             return t
     return 1

@@ -221,10 +221,12 @@ def _erf32(s: Scalar, x: Any) -> Any:
             -2.67681349e-2,
             1.12819925e-1,
             -3.76125336e-1,
-            1.128379166,
+            1.28379166e-1,
         ),
     )
-    near = s.mul(p, x)  # a sum with a small term could lose it as denormal
+    # enlarged, so that the small term is not lost as denormal where there is no fused operation
+    t = s.mul(x, 2.0**32)
+    near = s.mul(s.fma(p, t, t), 2.0**-32)
     # an unordered comparison: NaN takes the polynomial, which hands it on
     return s.select(s.lt(0.927734375, a), far, near)
 

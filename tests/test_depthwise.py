@@ -53,21 +53,8 @@ def check(symbol, isa, pixels, taps, stride, dilation, channels, rows):
                 else:
                     want[p] += left * (w.array[k : k + channels] if kind == "depthwise" else 1)
     step = gap if "border" not in symbol else gap * dilation
-    function(
-        x.address,
-        row,
-        step,
-        rows,
-        w.address,
-        taps * gap,
-        gap,
-        taps,
-        y.address,
-        ldy,
-        channels,
-        row,
-        2,
-    )
+    weights = (w.address, taps * gap, gap, taps)
+    function(x.address, row, step, rows, *weights, y.address, ldy, channels, row, 2)
     for p in range(pixels):
         got = y.array[p * ldy : p * ldy + channels]
         np.testing.assert_allclose(got, want[p], rtol=1e-4, atol=1e-4)

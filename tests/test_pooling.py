@@ -18,6 +18,8 @@ POOLS = {
                      dict(kernel_shape=[3, 2], dilations=[2, 3], pads=[2, 1, 1, 2])),
     "max, ceiling": ("MaxPool", (1, 9, 10, 16),
                      dict(kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)),
+    "max, large strides": ("MaxPool", (1, 17, 23, 40), dict(
+        kernel_shape=[5, 5], strides=[3, 2], pads=[2] * 4)),
     "max, two rows": ("MaxPool", (1, 2, 5, 300), dict(kernel_shape=[3, 3], pads=[1] * 4)),
     "max, wide": ("MaxPool", (1, 3, 41, 16), dict(kernel_shape=[1, 18], pads=[0, 4, 0, 4])),
     "max, line": ("MaxPool", (3, 31, 24), dict(kernel_shape=[4], strides=[3], pads=[1, 2])),
@@ -50,8 +52,8 @@ def pooled(op: str, x: np.ndarray, attrs: dict) -> np.ndarray:
     for o in product(*map(range, counts)):
         taps = []
         for t in product(*map(range, kernel)):
-            at = [a * s + b * d - p
-                  for a, s, b, d, p in zip(o, strides, t, dilations, pads, strict=False)]  # fmt: skip
+            places = zip(o, strides, t, dilations, pads, strict=False)
+            at = [a * s + b * d - p for a, s, b, d, p in places]
             if all(0 <= a < n for a, n in zip(at, sizes, strict=True)):
                 taps.append(x[(slice(None), *at)].astype(np.float64))
         if op == "MaxPool":
@@ -81,7 +83,9 @@ def lowered(name: str, free: bool, after: str):
 def test_pool(name: str, after: str) -> None:
     op, shape, attrs = POOLS[name]
     low = lowered(name, False, after)
-    assert low.generated.scheduled[0].nest.rule == "depthwise"
+    stride, taps = attrs.get("strides", [1])[-1], attrs["kernel_shape"][-1]
+    shared = 2 * stride <= taps * attrs.get("dilations", [1])[-1]
+    assert (low.generated.scheduled[0].nest.rule == "depthwise") == shared
     x = np.random.default_rng(len(name)).standard_normal(shape).astype(F)
     want = pooled(op, x, attrs)
     want = 1 / (1 + np.exp(-want)) if after else want

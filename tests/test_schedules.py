@@ -324,6 +324,24 @@ def layer_norm(x: Tensor, scale: Tensor, count: int = 1) -> Tensor:
     return centred * elementwise("rsqrt", variance + 1e-3) * scale
 
 
+@pytest.mark.parametrize("length", [1, 16, 63, 65, 6625, "n"])
+def test_softmax_of_long_rows(length: int | str) -> None:
+    kernel = define(lambda x: softmax(x, 1), one(3, length))
+    check_kernel(kernel, *({"n": n} for n in (0, 1, 15, 16, 97)), rule=rows)
+    kernel = define(lambda x, b: softmax(x * 0.125 + b, 1), two((2, length), (length,)))
+    check_kernel(kernel, *({"n": n} for n in (1, 50)), rule=rows)
+
+
+def test_softmax_of_nan_and_infinities() -> None:
+    x = np.random.default_rng(3).standard_normal((6, 70)).astype(F)
+    x[0, 69], x[1, :], x[2, 5], x[3, 7], x[4, :] = np.nan, -np.inf, np.inf, -np.inf, 1e30
+    (got,) = compile_kernel(define(lambda v: softmax(v, 1), one(6, "n")))({"x": x}, {"n": 70})
+    with np.errstate(all="ignore"):
+        e = np.exp(x.astype(np.float64) - x.max(1, keepdims=True))
+        want = e / e.sum(1, keepdims=True)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-30)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(3, "n", 17), ("n", 5, 6), (4, 3, "n")])
 def test_softmax_over_any_axis(axis: int, shape: Shape) -> None:

@@ -34,7 +34,6 @@ from onnxjit.codegen.expr import (
     substitute,
     walk,
 )
-from onnxjit.codegen.kernel import product
 from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, LoopNest, Stmt, Store
 from onnxjit.codegen.schedule.axes import (
     FlatStage,
@@ -130,6 +129,8 @@ def recognise(s: FlatStage) -> Depthwise:
     width = as_int(tap.extent)
     if width is None:
         raise Declined("the window's width is not a constant")
+    if w is None and 2 * stride > width * dilation:
+        raise Declined("windows share too few columns")
     row = taps[0] if len(taps) == 2 else None
     if any(coefficient(e, a) is None for e in reads for a in (column, *taps)):
         raise Declined("an index is not affine in the window")
@@ -138,7 +139,8 @@ def recognise(s: FlatStage) -> Depthwise:
         allowed = {axis, column} if axis is tap else {axis, *outer} - {column}
         if axis not in taps or not axes_of(slack) <= allowed:
             raise Declined("a border condition of more than one direction")
-    line, fresh = ZERO, 0
+    line: Expr = ZERO
+    fresh = 0
     if row is not None:
         rest = [a for a in outer if a is not column]
         with suppress(Declined):
@@ -165,9 +167,9 @@ def recognise(s: FlatStage) -> Depthwise:
 
 
 def operands(fn: str, body: Expr, outer: set[Axis]) -> tuple[str, Load, Load | None]:
-    """The kind of micro-kernel, x, and w: the factor that no output axis but the channels selects."""
+    """The kind of micro-kernel, x, and w: the factor that no output axis but the channels has."""
     pooled = fn == "max" or isinstance(body, Load)
-    factors = (body,) if pooled else ()
+    factors: tuple[Expr, ...] = (body,) if pooled else ()
     if not pooled and isinstance(body, Apply) and body.fn == "mul":
         factors = body.args
     plain = [a for a in factors if isinstance(a, Load) and not loads(a.index[0])]
@@ -292,9 +294,6 @@ class WindowNest:
         ldy = coefficient(d.offset, d.column)
         self.direct = ldy if d.value is d.reduce else None
         self.held = d.column.extent - (self.steps - 1) * self.step
-        # What the kernel before left in L2 need not be fetched.
-        near = as_int(product(r.kernel.types[d.x.buffer].shape))
-        self.fresh = 0 if near is not None and near * 8 <= r.target.l2 else d.fresh
         self.split_channels()
 
     def split_channels(self) -> None:
@@ -369,7 +368,7 @@ class WindowNest:
             y, ldy = Address(self.buffer, substitute(d.offset, table)), self.direct
         else:
             y, ldy = Address("acc", (at - Var("first")) * self.width), index(self.width)
-        weights = [place(d.x), ZERO, ZERO]
+        weights: list[Expr | Address] = [place(d.x), ZERO, ZERO]
         if d.w is not None:
             weights = [place(d.w), step(d.w, d.row), step(d.w, d.tap)]
         return Call(
@@ -385,7 +384,7 @@ class WindowNest:
         d = self.d
         symbol = microkernel.pixels(d.kind, count, self.taps, d.stride, d.dilation, self.isa)
         rows = Var("rows") if d.row is not None else ONE
-        return self.call(symbol, at, ZERO, index(self.taps), d.unit, rows, self.fresh)
+        return self.call(symbol, at, ZERO, index(self.taps), d.unit, rows, d.fresh)
 
     def border(self, start: Expr, stop: Expr) -> list[Stmt]:
         """Pixel by pixel, with the taps that read inside of x."""

@@ -284,6 +284,7 @@ def stash_dtypes(x: Tensor, stash_type: int) -> tuple[str, str]:
         Case(draw("float32[2,5,8]", "float32[8]", "float32[8]"), outputs=3, label="statistics"),
         Case(draw("float16[3,33]", "float16[33]", "float16[33]"), label="half"),
         Case(draw("float32[1,128,768]", "float32[768]", "float32[768]"), bench=True, label="bert"),
+        Case(draw("float32[1,3136,96]", "float32[96]", "float32[96]"), bench=True, label="swin"),
     ],
 )
 def layer_normalization(

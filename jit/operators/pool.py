@@ -212,6 +212,12 @@ operator(
             bench=True,
             label="densenet",
         ),
+        Case(
+            draw("float32[1,256,28,28]"),
+            {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
+            bench=True,
+            label="inception",
+        ),
     ],
 )(average_pool)
 

@@ -70,6 +70,7 @@ def _register(name: str, row: Row, *dtypes: str) -> None:
         Case(draw("float32[0,5]")), Case(draw("float32[7,1]")),
         Case(draw("float32[12,128,128]"), bench=True, label="attention"),
         Case(draw("float32[1,50257]"), bench=True, label="vocabulary"),
+        Case(draw("float32[40,6625]"), bench=True, label="characters"),
     ])  # fmt: skip
     def define(x: Tensor, *, axis: int = -1) -> Tensor:
         return row(x, [normal_axis(axis, x.rank)])
