@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from benchmarks import recurrences
 from benchmarks.record import Claims, write
 from onnxjit import operators as _operators  # noqa: F401  (fills the operator table)
 from onnxjit.bench.engines import load_onnxjit
@@ -45,6 +46,10 @@ def main(arguments: Namespace) -> None:
                 continue
             rows.append(found)
             print(line(found), flush=True)
+    seconds = arguments.seconds / 10
+    for found in recurrences.rows(arguments.only, threads, claims.engines, seconds):
+        rows.append(found)
+        print(line(found), flush=True)
     summary = summaries(rows)
     for s in summary:
         print(

@@ -125,7 +125,7 @@ class Compiled:
             physical[p.buffer] = pack(flat, packings[p.buffer]) if p.buffer in packings else flat
         tiles = evaluate_int(self.nest.tiles, dims)
         types = self.kernel.types
-        pieces = random_pieces(tiles, np.random.default_rng(seed))
+        pieces = random_pieces(self.nest, dims, np.random.default_rng(seed))
         whole, again = (
             execute(self.nest, self.entry, physical, types, dims, p, self.layouts)
             for p in ([(0, tiles)], pieces)
@@ -183,12 +183,19 @@ def execute(
     return {p.buffer: buffers[p.buffer].array.copy() for p in nest.params if p.written}
 
 
-def random_pieces(tiles: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """[0, tiles) cut at random and shuffled: tiles must not depend on each other."""
-    cuts = sorted({0, tiles, *rng.integers(0, tiles + 1, 5).tolist()})
-    pieces = list(itertools.pairwise(cuts))
-    rng.shuffle(pieces)
-    return pieces
+def random_pieces(
+    nest: LoopNest, dims: Mapping[str, int], rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """The tiles of each round of a nest cut at random and shuffled: they must not depend on each
+    other."""
+    tiles, rounds = (evaluate_int(e, dims) for e in (nest.tiles, nest.rounds))
+    share, found = tiles // max(rounds, 1), []
+    for first in range(0, tiles, max(share, 1)):
+        cuts = sorted({0, share, *rng.integers(0, share + 1, 5).tolist()})
+        pieces = [(first + a, first + b) for a, b in itertools.pairwise(cuts)]
+        rng.shuffle(pieces)
+        found += pieces
+    return found
 
 
 def placement(
@@ -431,8 +438,7 @@ def run_program(low: Lowered, feeds: Mapping[str, np.ndarray], seed: int = 0) ->
             if not x.written
         }
         written = {x.buffer: b for x, b in pairs if x.written}
-        tiles = evaluate_int(c.nest.tiles, dims)
-        pieces = random_pieces(tiles, np.random.default_rng(seed))
+        pieces = random_pieces(c.nest, dims, np.random.default_rng(seed))
         made = execute(
             c.nest,
             lab().entry(c.source),

@@ -271,6 +271,21 @@ def test_short_runs_and_sizes_known_late_are_left_alone() -> None:
         close(compiled.run([feeds["x"]])[0], np.asarray(want), 1e-5)
 
 
+def test_wide_rows_get_a_gap() -> None:
+    """Channels a multiple of 4 KB apart would share cache sets: the parts make room."""
+    nodes = [
+        *conv("x", "a", "w0"),
+        *conv("x", "b", "w0", 0),
+        node("Concat", ["a", "b"], ["c"], axis=1),
+        *conv("c", "y", "w1"),
+    ]
+    constants = {"w0": normal(512, 8, 1, 1), "w1": normal(5, 1024, 1, 1) / 32}
+    low = compared(model(nodes, IMAGES, ["y"], constants), *SIZES[:3])
+    assert joins(low) == 2 and not copies(low)
+    steps = [low.program.layouts[v] for v in low.program.places]
+    assert all(isinstance(s, Strided) and index(1040) in s.steps for s in steps)
+
+
 def test_values_that_host_steps_see_stay_whole() -> None:
     nodes = [
         node("MatMul", ["x", "w"], ["a"]),
@@ -411,7 +426,7 @@ DEFINITIONS: dict[str, Definition] = {
                   {"x": (F, ("n", 3, "h", 19)), "y": (F, ("h", 1))}, (), None, "pointwise"),
     "transposed": (lambda x: T.transpose(x, (0, 3, 1, 2)), MAPS, (), LAST, "pointwise"),
     "row sums": (row_sums, ROWS, (), None, "reduction"),
-    "window": (window, MAPS, (), LAST, "reduction"),
+    "window": (window, MAPS, (), LAST, "depthwise"),
     "softmax": (softmax, ROWS, (), None, "rows"),
     "matrices": (product, {"x": (F, ("n", 20)), "w": (F, (20, 37))}, ("w",), None, "contraction"),
     "run-time matrices": (product, {"x": (F, ("n", "h", 16)), "y": (F, ("n", 16, "w"))}, (), None,

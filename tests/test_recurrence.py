@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 from recurrences import OF_TIME, Problem
 
 import onnxjit
@@ -143,3 +144,24 @@ def test_refuses(attributes: dict[str, Any], message: str) -> None:
     p = Problem("RNN", 2, 2, 3, 5, attributes=attributes)
     with pytest.raises(onnxjit.ModelError, match=message):
         onnxjit.compile(p.model(p.data()).SerializeToString())
+
+
+def test_outputs_are_stored_where_a_concatenation_has_them() -> None:
+    forward, back = Problem("RNN", 5, 2, 3, 16, outputs=("y",)), Problem("GRU", 5, 2, 3, 16)
+    first, second = forward.data(), back.data(seed=1)
+    model, other = forward.model(first), back.model(second)
+    for table in (other.graph.initializer, other.graph.input, other.graph.output):
+        for item in table:
+            item.name = f"other_{item.name}" if item.name != "x" else "x"
+    (node,) = other.graph.node
+    node.input[:] = [f"other_{n}" if n not in ("", "x") else n for n in node.input]
+    node.output[:] = [f"other_{n}" for n in node.output]
+    model.graph.node.append(node)
+    model.graph.initializer.extend(other.graph.initializer)
+    model.graph.node.append(helper.make_node("Concat", ["y", "other_y"], ["both"], axis=3))
+    model.graph.node.append(helper.make_node("Relu", ["both"], ["joined"]))
+    model.graph.output[0].name = "joined"
+    second["x"] = first["x"]
+    got = onnxjit.compile(model.SerializeToString())(first["x"])
+    parts = [forward.expected(first)[0], back.expected(second)[0]]
+    np.testing.assert_allclose(got, np.maximum(np.concatenate(parts, 3), 0), atol=2e-6, rtol=0)

@@ -97,7 +97,7 @@ REFERENCE = {
 MAX_ULP = {"sqrt": 0.51, "exp": 1.1, "log": 1.1, "erf": 1.1, "tanh": 1.5, "sigmoid": 2.5} | {
     name: 0 for name in ("floor", "ceil", "round", "trunc", "abs", "sign")
 }
-ZERO_BELOW = {"exp": 2.0**-126, "exp2": 2.0**-126, "sigmoid": 2.0**-124}
+ZERO_BELOW = {"exp": 2.0**-126, "exp2": 2.0**-126, "sigmoid": 2.0**-126}
 """Results that may be zero: denormals are within a run."""
 
 EDGES = np.array([

@@ -121,10 +121,11 @@ class ContractionNest(Operands):
 
         self.m = self.mi.extent if self.mi is not None else ONE
         static = as_int(self.m)
-        self.cover = register_tile(self.r, static, as_int(self.ni.extent))
+        self.depth = product(a.extent for a in k_axes)
+        columns, depth = as_int(self.ni.extent), max(1, typical(self.depth))
+        self.cover = register_tile(self.r, static, columns, depth, self.streams())
         self.mr, self.nr = self.cover.main.mr, self.cover.nr
         self.height: Expr = Var("height") if static is None else index(self.mr)
-        self.depth = product(a.extent for a in k_axes)
         self.panels = (self.ni.extent + (self.nr - 1)) // self.nr
         self.m_tiles = (self.m + (self.mr - 1)) // self.mr
         self.lines = self.row.extent if self.row is not None else self.m_tiles
@@ -140,6 +141,16 @@ class ContractionNest(Operands):
         y = Load(y.buffer, (substitute(y.index[0], self.k_split),), y.dtype)
         self.columns_operand(y, k_axes)
         return self.assemble(operand)
+
+    def streams(self) -> int:
+        """Buffers of the result's size, itself among them, if they do not stay in L2 (of a batch
+        of 1)."""
+        types, c = self.r.kernel.types, self.c
+        elements = types[c.stage.buffer].elements
+        if 4 * typical(elements, 1) <= 3 * self.r.target.l2:
+            return 0
+        others = [b for b in self.r.kernel.inputs if b not in (c.x.buffer, c.y.buffer)]
+        return 1 + sum(types[b].elements is elements for b in others)
 
     def size(self, name: str, value: Expr) -> Expr:
         """A constant, or a local variable for what is only known at run time."""

@@ -83,6 +83,8 @@ def recognise(r: Request) -> Contraction:
         raise Declined("a factor is not a plain read")
     if as_int(product(a.extent for a in reds[0].axes)) == 0:
         raise Declined("nothing is summed")
+    if any(as_int(a.extent) == 0 for a in final.axes):
+        raise Declined("nothing is stored")
     stage = split_axes(flatten_stage(final, k.types, layouts))
     if not any(isinstance(x, Reduce) for x in walk(stage.value)):
         raise Declined("the sum has one term")

@@ -119,9 +119,11 @@ class RecurrenceNest:
                 (If(apply("eq", at, rounds - 1), self.rows_of(found.after), (*sets, *body)),),
             ),
         )
-        blocks = self.row_blocks()
         outer = [Axis("round", rounds), self.direction]
-        outer += [Axis("panel", self.panels), Axis("rb", blocks)]
+        if not self.resident():
+            outer.reverse()
+            rounds = rounds * self.direction.extent
+        outer += [Axis("panel", self.panels), Axis("rb", self.row_blocks())]
         nest, tiles = with_tiles(outer, body)
         note = (
             f"tile {self.mr}x{self.nr}; {phases} round{'s' if phases > 1 else ''} of tiles a step"
@@ -134,6 +136,11 @@ class RecurrenceNest:
             rounds=rounds,
         )  # fmt: skip
         return replace(made, packings=tuple(dict.fromkeys(self.packings)))
+
+    def resident(self) -> bool:
+        """Whether L2 holds the packed weights of all directions from one step to the next. If not,
+        a direction makes all its steps before the other begins."""
+        return sum(p.elements for p in self.packings) * 4 <= self.r.target.l2 // 2
 
     def row_blocks(self) -> Expr:
         tiles = self.row_tiles

@@ -11,11 +11,13 @@ from onnxjit.passes.fuse import fuse
 from onnxjit.passes.join import join_in_place
 from onnxjit.passes.layouts import assign_layouts
 from onnxjit.passes.lower import lower, prune_program
+from onnxjit.passes.pool_first import pool_first
 from onnxjit.passes.prologue import fuse_prologues
 from onnxjit.passes.stagger import stagger_rows
 from onnxjit.program import Program
 
 PIPELINE = (
+    ("pool_first", pool_first),
     ("fuse", fuse),
     ("fold_constants", lambda p, target: fold_constants(prune_program(p))),
     ("fold_scales", fold_scales),

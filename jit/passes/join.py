@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onnxjit.codegen.expr import ONE, Axis, Dim, Expr, Load, leaves, poly_mul
+from onnxjit.codegen.expr import ONE, ZERO, Axis, Dim, Expr, Load, leaves, poly_mul
 from onnxjit.codegen.kernel import Kernel, Stage, TensorType, split_reader, used_inputs
 from onnxjit.codegen.layout import Layout, Strided, strides
 from onnxjit.codegen.schedule.axes import coefficient, flat_offset, magnitude, typical, without
 from onnxjit.codegen.target import Target
+from onnxjit.passes.stagger import with_gap
 from onnxjit.program import Call, HostCall, JoinCall, KernelCall, Place, Program
 
 RUN = 16
@@ -29,7 +30,7 @@ than loads and stores of a few elements each."""
 
 def join_in_place(p: Program, target: Target) -> Program:
     """The program with `places` filled in and concatenations replaced by `JoinCall`s."""
-    return _Joins(p).program()
+    return _Joins(p, target).program()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class Part:
 
 
 class _Joins:
-    def __init__(self, p: Program) -> None:
-        self.p = p
+    def __init__(self, p: Program, target: Target) -> None:
+        self.p, self.target = p, target
         self.types = dict(p.types)
         self.layouts: dict[str, Layout] = dict(p.layouts)
         self.places: dict[str, Place] = {}
@@ -58,7 +59,7 @@ class _Joins:
                 self.seen |= {*c.inputs, *c.outputs}
         self.sizes: set[Expr] = {Dim(d.name) for d in p.dims if d.value in p.inputs}
         self.number = max((int(v[1:]) for v in self.types if v[1:].isdigit()), default=0)
-        self.added: dict[int, Call] = {}
+        self.added: dict[int, list[Call]] = {}
 
     def program(self) -> Program:
         for k in range(len(self.calls) - 1, -1, -1):
@@ -69,8 +70,7 @@ class _Joins:
         for k, c in enumerate(self.calls):
             if c is not None:
                 calls.append(c)
-            if k in self.added:
-                calls.append(self.added[k])
+            calls += self.added.get(k, ())
         return self.p.replace(
             calls=tuple(self.named(calls)),
             types=self.types,
@@ -97,6 +97,7 @@ class _Joins:
             return  # memory is laid out before the size of the last part is known
         if self.view(k, c):
             return
+        self.stagger(k, joined)
         parts = [self.part(s, joined) for s in c.kernel.stages]
         if any(q is None for q in parts):
             return
@@ -126,7 +127,26 @@ class _Joins:
             self.calls[k] = KernelCall(kernel, c.origin)
         rest = iter(names)
         origin = () if left else c.origin
-        self.added[k] = JoinCall(tuple(v or next(rest) for v in inputs), joined, origin)
+        join = JoinCall(tuple(v or next(rest) for v in inputs), joined, origin)
+        self.added[k] = [join, *self.added.get(k, ())]
+
+    def stagger(self, k: int, joined: str) -> None:
+        """Gives a joined value a gap after each row where rows would share cache sets; parts are
+        placed once, so that nothing can do it later."""
+        layout = self.layouts.get(joined)
+        if self.target.kind != "cpu" or joined in self.places or joined in self.seen:
+            return
+        wider = with_gap(self.types[joined], layout)
+        if wider is None:
+            return
+        self.number += 1
+        base = f"v{self.number}"
+        self.types[base] = wider
+        if layout is not None:
+            self.layouts[base] = layout
+        self.layouts[joined] = Strided(strides(wider, layout))
+        self.places[joined] = Place(base, ZERO)
+        self.added[k] = [JoinCall((joined,), base)]
 
     def part(self, s: Stage, joined: str) -> Part | None:
         """Where a stage stores, when that is affine in its axes."""
@@ -229,7 +249,7 @@ class _Joins:
             return False
         self.places[joined], self.layouts[joined] = starts.pop(), layout
         self.calls[k] = None
-        self.added[k] = JoinCall(tuple(inputs), joined, c.origin)
+        self.added[k] = [JoinCall(tuple(inputs), joined, c.origin)]
         return True
 
 

@@ -48,6 +48,7 @@ from onnxjit.errors import ModelError, UnsupportedNode, UnsupportedOperators
 from onnxjit.graph import Graph, Node, Value
 from onnxjit.operators.registry import Operator, find, keyword_arguments
 from onnxjit.operators.sequence import OPAQUE_OPERATORS
+from onnxjit.passes.fold_constants import depends_on_sizes
 from onnxjit.passes.late import (
     OPAQUE,
     LatePart,
@@ -378,7 +379,7 @@ class _Lowering:
             v = self.value("")
             kernel = finish("index_check", own, [(v, answer)], inputs)
             message = f"{node}: {text}"
-            if all(i in self.constants for i in kernel.inputs):
+            if all(i in self.constants for i in kernel.inputs) and not depends_on_sizes(kernel):
                 (found,) = evaluate(kernel, {i: self.constants[i] for i in kernel.inputs})
                 if found != NO_FAULT:
                     raise ModelError(f"{message}: {found}")
@@ -595,9 +596,10 @@ def prune_program(p: Program) -> Program:
 
 
 def with_outputs(k: Kernel, outputs: Sequence[str]) -> Kernel:
-    """The kernel with what makes these outputs alone."""
+    """The kernel with what makes these outputs alone. A recurrence keeps the states for it, too."""
     if len(outputs) == len(k.outputs):
         return k
     stages = prune(k.stages, outputs)
-    ins = used_inputs(stages, k.inputs)
-    return Kernel(k.name, ins, tuple(outputs), stages, k.types, k.clock)
+    stored = {s.buffer for s in stages}
+    kept = tuple(b for b in k.outputs if b in outputs or (k.clock is not None and b in stored))
+    return Kernel(k.name, used_inputs(stages, k.inputs), kept, stages, k.types, k.clock)
