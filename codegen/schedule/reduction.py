@@ -15,8 +15,10 @@ from collections.abc import Sequence
 
 from onnxjit.codegen.expr import (
     FALSE,
+    INDEX,
     ONE,
     TRUE,
+    ZERO,
     Apply,
     Axis,
     Const,
@@ -44,7 +46,9 @@ from onnxjit.codegen.schedule.axes import (
     merge_axes,
     split_axes,
     typical,
+    without,
 )
+from onnxjit.codegen.schedule.borders import conjuncts, slack
 from onnxjit.codegen.schedule.pointwise import (
     GRAIN,
     finish_nest,
@@ -59,6 +63,9 @@ BLOCK = 256
 
 UNROLL = 32
 """Largest constant window that is written out."""
+
+STEPS = 4
+"""Largest distance of neighbouring outputs' reads that still makes vectors worth while."""
 
 
 def identity(fn: str, dtype: str) -> Const:
@@ -97,7 +104,8 @@ def lane_axis(s: FlatStage, red: Reduce, order: Sequence[Axis]) -> Axis | None:
         return None
     last = order[-1]
     if any(unit_stride(reads, a) for a in red.axes):
-        if not unit_stride(reads, last) or (as_int(last.extent) or 64) < 8:
+        near = any((as_int(coefficient(o, last) or ZERO) or STEPS + 1) <= STEPS for o in reads)
+        if not near or (as_int(last.extent) or 64) < 8:
             return None
         small = as_int(product(a.extent for a in red.axes))
         return last if small is not None and small <= UNROLL else None
@@ -236,8 +244,14 @@ def block(r: Request, s: FlatStage, order: list[Axis], lane: Axis) -> LoopNest:
     update = Store("acc", v, combine(red.fn, load_acc, substitute(body, table)))
     reduced: tuple[Stmt, ...] = (lanes(update),)
     if guard is not None:
-        inner_guard = substitute(guard, table)
-        reduced = (If(inner_guard, reduced),) if hoisted else (lanes(If(inner_guard, (update,))),)
+        outside, low, high, rest = lane_bounds(guard, c)
+        if rest is not TRUE:
+            reduced = (lanes(If(substitute(guard, table), (update,))),)
+        elif not hoisted:
+            first = apply("max", low - base, 0)
+            reduced = (For(v, first, apply("min", high - base, count), (update,)),)
+        if outside is not TRUE:
+            reduced = (If(outside, reduced),)
     for a in reversed(raxes):
         reduced = (loop(a, *reduced),)
     offset = substitute(offset, table)
@@ -266,6 +280,29 @@ def block(r: Request, s: FlatStage, order: list[Axis], lane: Axis) -> LoopNest:
         split -= 1
     nest, tiles = with_tiles(outer[:split], inner_loops(outer[split:], *general))
     return finish_nest(r, nest, tiles, "reduction: blocks of outputs", locals=locals_)
+
+
+def lane_bounds(guard: Expr, c: Axis) -> tuple[Expr, Expr, Expr, Expr]:
+    """A border condition as what `c` is not in, bounds low <= c < high, and what is neither."""
+    outside: Expr = TRUE
+    rest: Expr = TRUE
+    low: Expr = ZERO
+    high: Expr = c.extent
+    for e in conjuncts(guard):
+        if c not in axes_of(e):
+            outside = apply("logical_and", outside, e)
+            continue
+        room = slack(e)
+        if room is not None and room.dtype != INDEX:
+            room = None
+        step = as_int(coefficient(room, c) or ZERO) if room is not None else 0
+        if room is None or not step:
+            rest = apply("logical_and", rest, e)
+        elif step > 0:
+            low = apply("max", low, apply("floordiv", step - 1 - without(room, [c]), step))
+        else:
+            high = apply("min", high, apply("floordiv", without(room, [c]), -step) + 1)
+    return outside, low, high, rest
 
 
 def _local(acc: Local, at: Expr) -> Expr:
