@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxjit.codegen.expr import ONE, Apply, Axis, Expr, as_int
+from onnxjit.codegen.expr import INDEX, ONE, Apply, Axis, Expr, as_int
 from onnxjit.codegen.schedule.axes import coefficient, without
 
 
@@ -19,7 +19,7 @@ def conjuncts(cond: Expr) -> Iterator[Expr]:
 
 def slack(cond: Expr) -> Expr | None:
     """What must not be negative for a comparison of indices to hold; None for other conditions."""
-    if not (isinstance(cond, Apply) and cond.fn in ("lt", "le")):
+    if not (isinstance(cond, Apply) and cond.fn in ("lt", "le") and cond.args[0].dtype == INDEX):
         return None
     left, right = cond.args
     return right - left if cond.fn == "le" else right - left - 1

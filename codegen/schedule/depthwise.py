@@ -17,7 +17,6 @@ from math import ceil
 
 from onnxjit.codegen import microkernel_depthwise as microkernel
 from onnxjit.codegen.expr import (
-    INDEX,
     ONE,
     ZERO,
     Apply,
@@ -44,6 +43,7 @@ from onnxjit.codegen.schedule.axes import (
     split_axes,
     without,
 )
+from onnxjit.codegen.schedule.borders import conjuncts, slack
 from onnxjit.codegen.schedule.pointwise import finish_nest, rename, with_tiles
 from onnxjit.codegen.schedule.reduction import guarded, ordered_reduction, replace_node
 from onnxjit.codegen.schedule.request import Declined, Request
@@ -135,9 +135,9 @@ def recognise(s: FlatStage) -> Depthwise:
     if any(coefficient(e, a) is None for e in reads for a in (column, *taps)):
         raise Declined("an index is not affine in the window")
     bounds = bounds_of(guard)
-    for axis, slack in bounds:
+    for axis, room in bounds:
         allowed = {axis, column} if axis is tap else {axis, *outer} - {column}
-        if axis not in taps or not axes_of(slack) <= allowed:
+        if axis not in taps or not axes_of(room) <= allowed:
             raise Declined("a border condition of more than one direction")
     line: Expr = ZERO
     fresh = 0
@@ -206,22 +206,12 @@ def bounds_of(guard: Expr | None) -> list[Bound]:
     """The comparisons of a condition, each with the tap axis (of the axes i0, i1, … a last one)
     that it bounds."""
     out: list[Bound] = []
-
-    def collect(e: Expr) -> None:
-        if isinstance(e, Apply) and e.fn == "logical_and":
-            for a in e.args:
-                collect(a)
-        elif isinstance(e, Apply) and e.fn in ("lt", "le") and e.args[0].dtype == INDEX:
-            a, b = e.args
-            # a < b and a <= b as 0 <= slack
-            slack = b - a - (1 if e.fn == "lt" else 0)
-            found = sorted(axes_of(slack), key=lambda x: int(x.name[1:]))
-            out.append((found[-1] if found else None, slack))
-        else:
+    for cond in conjuncts(guard) if guard is not None else ():
+        room = slack(cond)
+        if room is None:
             raise Declined("a condition that is no comparison of indices")
-
-    if guard is not None:
-        collect(guard)
+        found = sorted(axes_of(room), key=lambda x: int(x.name[1:]))
+        out.append((found[-1] if found else None, room))
     return out
 
 
@@ -229,10 +219,10 @@ def limits(axis: Axis, bounds: list[Bound]) -> Taps:
     """The taps of a pixel that read inside of x."""
     first: Expr = ZERO
     stop: Expr = axis.extent
-    for a, slack in bounds:
+    for a, room in bounds:
         if a is not axis:
             continue
-        c, rest = affine(slack, axis)
+        c, rest = affine(room, axis)
         if c > 0:
             first = apply("max", first, apply("floordiv", c - 1 - rest, c))
         else:
@@ -244,10 +234,10 @@ def inside(tap: Axis, width: int, column: Axis, bounds: list[Bound]) -> tuple[Ex
     """The pixels of a row [low, high) all of whose taps read inside of x."""
     low: Expr = ZERO
     high: Expr = column.extent
-    for a, slack in bounds:
+    for a, room in bounds:
         if a is not tap:
             continue
-        worst = substitute(slack, {tap: index(0 if affine(slack, tap)[0] > 0 else width - 1)})
+        worst = substitute(room, {tap: index(0 if affine(room, tap)[0] > 0 else width - 1)})
         c = as_int(coefficient(worst, column) or ZERO) or 0
         rest = without(worst, [column])
         if c > 0:
@@ -260,12 +250,12 @@ def inside(tap: Axis, width: int, column: Axis, bounds: list[Bound]) -> tuple[Ex
     return low, apply("max", low, high)
 
 
-def affine(slack: Expr, axis: Axis) -> tuple[int, Expr]:
-    c = coefficient(slack, axis)
+def affine(room: Expr, axis: Axis) -> tuple[int, Expr]:
+    c = coefficient(room, axis)
     n = as_int(c) if c is not None else None
     if not n:
         raise Declined("a border condition that is not affine in the window")
-    return n, without(slack, [axis])
+    return n, without(room, [axis])
 
 
 # --- construction ------------------------------------------------------------------------------

@@ -347,28 +347,18 @@ def unrolled(
 
 def strongest(cond: Expr) -> Expr:
     """Drops conjuncts that others imply: of `0 <= x + c` only the least c matters, and so on."""
-    from onnxjit.codegen.expr import poly_add, poly_terms
+    from onnxjit.codegen.expr import poly_terms
 
-    parts: list[Expr] = []
-
-    def collect(e: Expr) -> None:
-        if isinstance(e, Apply) and e.fn == "logical_and":
-            for a in e.args:
-                collect(a)
-        else:
-            parts.append(e)
-
-    collect(cond)
     best: dict[Expr, tuple[int, Expr]] = {}
     rest: list[Expr] = []
-    for p in parts:
-        if not (isinstance(p, Apply) and p.fn in ("lt", "le") and p.args[0].dtype == "int64"):
+    for p in conjuncts(cond):
+        room = slack(p)
+        if room is None:
             rest.append(p)
             continue
-        # a < b and a <= b both as 0 <= slack, so the smallest constant in the slack decides.
-        slack = poly_add(p.args[1], p.args[0], -1)
-        constant = poly_terms(slack).get((), 0) - (1 if p.fn == "lt" else 0)
-        key = poly_add(slack, index(poly_terms(slack).get((), 0)), -1)
+        # The smallest constant in what must not be negative decides.
+        constant = poly_terms(room).get((), 0)
+        key = room - constant
         if key not in best or constant < best[key][0]:
             best[key] = (constant, p)
     out: Expr = TRUE

@@ -75,9 +75,7 @@ def lstm(
     output_sequence: int = 0,
 ) -> tuple[Tensor, ...]:
     """Long short-term memory; gates in the order input, output, forget, cell."""
-    names = activations or ["Sigmoid", "Tanh", "Tanh"] * (
-        2 if direction == "bidirectional" else 1
-    )
+    names = activations or ["Sigmoid", "Tanh", "Tanh"] * (2 if direction == "bidirectional" else 1)
     layer = Layer(
         4, x, w, r, b, sequence_lens,
         direction=direction, hidden_size=hidden_size, layout=layout,
@@ -96,9 +94,7 @@ def lstm(
         i = layer.activate(0, peep(i, 0, c.before))
         f = 1 - i if input_forget else layer.activate(0, peep(f, 2, c.before))
         new_c = materialize(f * c.before + i * layer.activate(1, g))
-        new_h = materialize(
-            layer.activate(0, peep(o, 1, new_c)) * layer.activate(2, new_c)
-        )
+        new_h = materialize(layer.activate(0, peep(o, 1, new_c)) * layer.activate(2, new_c))
         c.set(layer.running(new_c, c.before))
         y = layer.emit(h, new_h)
     return y, layer.last(h), layer.last(c)
@@ -148,9 +144,7 @@ def gru(
     output_sequence: int = 0,
 ) -> tuple[Tensor, ...]:
     """Gated recurrent unit; gates in the order update, reset, hidden."""
-    names = activations or ["Sigmoid", "Tanh"] * (
-        2 if direction == "bidirectional" else 1
-    )
+    names = activations or ["Sigmoid", "Tanh"] * (2 if direction == "bidirectional" else 1)
     layer = Layer(
         3, x, w, r, b, sequence_lens,
         direction=direction, hidden_size=hidden_size, layout=layout,

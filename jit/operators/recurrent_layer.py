@@ -83,9 +83,7 @@ def activation_functions(
         if name not in _ACTIVATIONS:
             raise DefinitionError(f"unknown activation {name!r}")
         defaults = _ACTIVATIONS[name][1].items()
-        parameters = tuple(
-            (k, float(next(given[k], default))) for k, default in defaults
-        )
+        parameters = tuple((k, float(next(given[k], default))) for k, default in defaults)
         found.append(Activation(name, parameters, clip))
     return found
 
@@ -205,9 +203,7 @@ class Layer:
 
         sizes = (self.directions, self.batch, index(blocks), hidden)
         made = T.reduce_over("sum", sizes, (hidden,), term)
-        return [
-            self.tensor(lambda d, b, j, g=g: made.at(d, b, g, j)) for g in range(blocks)
-        ]
+        return [self.tensor(lambda d, b, j, g=g: made.at(d, b, g, j)) for g in range(blocks)]
 
     def activate(self, number: int, x: Tensor) -> Tensor:
         """Activation `number` of each direction, as a stage of its own."""
