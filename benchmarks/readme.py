@@ -129,10 +129,8 @@ def _others(results: Path) -> str:
                               for n, t in row["microseconds"].items())  # fmt: skip
             lines.append(f"- A call of a model of {row['nodes']} tiny nodes: {times}.")
     if data := _read(results / "startup.json"):
-        for row in (r for r in data["rows"] if r["threads"] == data["rows"][0]["threads"]):
-            times = ", ".join(f"{_STARTS.get(n, _NAMES.get(n, n))} {k['seconds']:.2f} s"
-                              for n, k in row["kinds"].items())  # fmt: skip
-            lines.append(f"- Process start to first output, `{row['model']}`: {times}.")
+        rows = [r for r in data["rows"] if r["threads"] == data["rows"][0]["threads"]]
+        lines.append(_starts(rows))
     if data := _read(results / "memory.json"):
         ratios = [
             row["engines"]["onnxruntime"]["run"] / row["engines"]["onnxjit"]["run"]
@@ -153,6 +151,27 @@ def _others(results: Path) -> str:
             f"run itself (`{data['rows'][0]['model']}`, median)."
         )
     return "\n".join(lines)
+
+
+def _starts(rows: list[dict[str, Any]]) -> str:
+    """From process start to the first output: of one model, or the range over several."""
+    kinds = [kind for kind in rows[0]["kinds"] if all(kind in r["kinds"] for r in rows)]
+    parts = []
+    for kind in kinds:
+        seconds = {r["model"]: r["kinds"][kind]["seconds"] for r in rows}
+        slowest = max(seconds, key=lambda m: seconds[m])
+        times = f"{seconds[slowest]:.2f} s"
+        if len(rows) > 1:
+            times = f"{min(seconds.values()):.2f} to {times} (`{slowest}`)"
+        parts.append(f"{_STARTS.get(kind, _NAMES.get(kind, kind))} {times}")
+    which = f"`{rows[0]['model']}`" if len(rows) == 1 else f"{len(rows)} models"
+    text = f"- Process start to first output, {which}: {', '.join(parts)}."
+    if len(rows) > 1 and {"warm", "onnxruntime"} <= set(kinds):
+        half = sum(
+            2 * r["kinds"]["warm"]["seconds"] <= r["kinds"]["onnxruntime"]["seconds"] for r in rows
+        )
+        text += f" A full cache takes at most half of ONNX Runtime's time on {half} of them."
+    return text
 
 
 _STARTS = {"cold": "onnxjit with an empty cache", "warm": "onnxjit with a full one"}
