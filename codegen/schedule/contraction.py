@@ -144,7 +144,9 @@ class ContractionNest(Operands):
 
     def streams(self) -> int:
         """Buffers of the result's size, itself among them, if they do not stay in L2 (of a batch
-        of 1)."""
+        of 1) and tiles store them row by row."""
+        if self.across():
+            return 0
         types, c = self.r.kernel.types, self.c
         elements = types[c.stage.buffer].elements
         if 4 * typical(elements, 1) <= 3 * self.r.target.l2:

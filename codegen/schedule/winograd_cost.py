@@ -47,7 +47,7 @@ NEAR_BYTES = 4 << 20
 """Part of L3 that one operand can expect to keep."""
 TRANSFORMS = {F2: (170.0, 90.0), F4: (320.0, 260.0)}
 """Transforming 16 input channels and 16 output channels of one tile."""
-CONFLICT, CONFLICT_BYTES = 16.0, 4096
+CONFLICT, CONFLICT_BYTES = 6.0, 4096
 """A channel of one pixel where channels are a multiple of so many bytes apart, which share sets of
 L1: transforms read and store channel by channel; the direct convolution transposes in registers."""
 COPY = 1.0
