@@ -66,16 +66,13 @@ _ids = itertools.count()
 _trace: contextvars.ContextVar[Trace | None] = contextvars.ContextVar("trace", default=None)
 
 
-NO_FAULT = -(1 << 63)
-
-
 class Trace:
     """Stages, buffer types and guards gathered while a definition runs.
 
     `clock` is the axis over which a recurrence runs, and `running` whether stages are being added
     to it; `states` are buffers that live from one of its steps to the next, `recorded` those that
     keep something of every step. `faults` are questions to the data: a function that makes an int64
-    scalar, which is `NO_FAULT` or what is wrong, and the text behind that.
+    scalar, the least int64 when nothing is wrong, and the text of what it complains of.
     """
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ Value ids are generated here (v0, v1, …); the model's own names live in `label
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -112,6 +113,11 @@ class Program:
 
     def replace(self, **changes: Any) -> Program:
         return replace(self, **changes)
+
+    def fresh(self) -> Iterator[str]:
+        """Ids that no value has, one after the other."""
+        numbers = (int(v[1:]) for v in {**self.types, **self.constants} if v[1:].isdigit())
+        return (f"v{n}" for n in itertools.count(max(numbers, default=0) + 1))
 
     def uses(self) -> dict[str, int]:
         """How many calls read each value; being an output counts as a use."""

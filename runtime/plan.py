@@ -18,6 +18,8 @@ import numpy as np
 Expression = int | str
 FORMAT = 3
 NO_FAULT = -(1 << 63)
+"""The answer to a question to the data when nothing is wrong."""
+
 KINDS = ("constant", "input", "output", "arena", "host")
 
 _ARRAY, _BYTES = "$array", "$bytes"

@@ -29,7 +29,7 @@ from onnxjit.codegen.packing import pack
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.schedule import Request, schedule
 from onnxjit.codegen.target import Target, host
-from onnxjit.codegen.tensor import NO_FAULT, Tensor, Trace, finish, placeholder
+from onnxjit.codegen.tensor import Tensor, Trace, finish, placeholder
 from onnxjit.codegen_calls import Generated, ScheduledCall, generate, wide
 from onnxjit.compiler import build_model, packed_constants, with_shapes
 from onnxjit.importer import import_model
@@ -37,6 +37,7 @@ from onnxjit.passes import run_pipeline
 from onnxjit.program import Program
 from onnxjit.runtime.executor import Executable
 from onnxjit.runtime.link import Library, link
+from onnxjit.runtime.plan import NO_FAULT
 
 GUARD = 96
 """Elements of guard band on either side of every buffer."""

@@ -24,7 +24,8 @@ from onnxjit.codegen.expr import (
 )
 from onnxjit.codegen.kernel import product
 from onnxjit.codegen.simplify import build, is_nonneg
-from onnxjit.codegen.tensor import NO_FAULT, DefinitionError, NeedsValue, Tensor, current, reduce
+from onnxjit.codegen.tensor import DefinitionError, NeedsValue, Tensor, current, reduce
+from onnxjit.runtime.plan import NO_FAULT
 
 # A kernel may be compiled on the assumption that a symbolic size is at least as large as a constant
 # of the model, when the constant is no larger than this; a guard then checks it at run time.

@@ -50,7 +50,7 @@ class Affine:
 def fold_scales(p: Program, target: Target) -> Program:
     """Rewrites every kernel that ends in such a product; constants are added, none is changed."""
     constants, types = dict(p.constants), dict(p.types)
-    number = max((int(v[1:]) for v in {**types, **constants} if v[1:].isdigit()), default=0)
+    fresh = p.fresh()
     calls = []
     for c in p.calls:
         found = affine(c.kernel, constants) if isinstance(c, KernelCall) else None
@@ -61,18 +61,18 @@ def fold_scales(p: Program, target: Target) -> Program:
         made: dict[str, np.ndarray] = {}
         weights: Expr = found.weights
         if found.scale is not None:
-            number += 1
-            made[f"v{number}"] = scaled(found.weights, found.scale, constants)
-            weights = Load(f"v{number}", found.weights.index, "float32")
+            name = next(fresh)
+            made[name] = scaled(found.weights, found.scale, constants)
+            weights = Load(name, found.weights.index, "float32")
         if not all(np.isfinite(a).all() for a in made.values()):
             calls.append(c)
             continue
         result: Expr = rewrite(found.red, partial(swapped, found.weights, weights))
         if found.bias is not None:
-            number += 1
+            name = next(fresh)
             axes = sorted(axes_of(found.bias), key=lambda a: a.name)
-            made[f"v{number}"] = computed(axes, found.bias, constants)
-            result = apply("add", result, Load(f"v{number}", axes, "float32"))
+            made[name] = computed(axes, found.bias, constants)
+            result = apply("add", result, Load(name, axes, "float32"))
         constants.update(made)
         for v, a in made.items():
             types[v] = TensorType("float32", tuple(map(index, a.shape)))

@@ -58,7 +58,7 @@ class _Joins:
             elif isinstance(c, HostCall):
                 self.seen |= {*c.inputs, *c.outputs}
         self.sizes: set[Expr] = {Dim(d.name) for d in p.dims if d.value in p.inputs}
-        self.number = max((int(v[1:]) for v in self.types if v[1:].isdigit()), default=0)
+        self.fresh = p.fresh()
         self.added: dict[int, list[Call]] = {}
 
     def program(self) -> Program:
@@ -139,8 +139,7 @@ class _Joins:
         wider = with_gap(self.types[joined], layout)
         if wider is None:
             return
-        self.number += 1
-        base = f"v{self.number}"
+        base = next(self.fresh)
         self.types[base] = wider
         if layout is not None:
             self.layouts[base] = layout
@@ -162,8 +161,7 @@ class _Joins:
 
     def value(self, q: Part, joined: str) -> str:
         """A new value that is this part."""
-        self.number += 1
-        v = f"v{self.number}"
+        v = next(self.fresh)
         self.types[v] = TensorType(self.types[joined].dtype, tuple(a.extent for a in q.stage.axes))
         self.layouts[v] = Strided(q.steps)
         self.places[v] = self.place(q, joined)

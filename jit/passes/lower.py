@@ -34,7 +34,6 @@ from onnxjit.codegen.kernel import (
 )
 from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.tensor import (
-    NO_FAULT,
     DefinitionError,
     NeedsValue,
     Tensor,
@@ -60,6 +59,7 @@ from onnxjit.passes.late import (
     unstored,
 )
 from onnxjit.program import Call, DimSource, Guard, HostCall, KernelCall, Program
+from onnxjit.runtime.plan import NO_FAULT
 
 FOLD_ELEMENTS = 65536
 """Constant results up to this size are computed while lowering; larger ones after fusion, when

@@ -39,7 +39,8 @@ def pool_first(p: Program, target: Target) -> Program:
     uses = p.uses()
     types = dict(p.types)
     maker = {v: k for k, c in enumerate(p.calls) if isinstance(c, KernelCall) for v in c.outputs}
-    number = max((int(v[1:]) for v in types if v[1:].isdigit()), default=0)
+    fresh = p.fresh()
+    name = next(fresh)
     calls: list[tuple[Call, ...]] = [(c,) for c in p.calls]
     for k, c in enumerate(p.calls):
         found = pooled(c.kernel) if isinstance(c, KernelCall) else None
@@ -47,10 +48,10 @@ def pool_first(p: Program, target: Target) -> Program:
             continue
         first = p.calls[maker[found.read.buffer]]
         assert isinstance(c, KernelCall) and isinstance(first, KernelCall)
-        swapped = exchanged(first.kernel, c.kernel, found, f"v{number + 1}")
+        swapped = exchanged(first.kernel, c.kernel, found, name)
         if swapped is None:
             continue
-        number += 1
+        name = next(fresh)
         sums, products = swapped
         types[sums.outputs[0]] = sums.types[sums.outputs[0]]
         calls[maker[found.read.buffer]] = ()

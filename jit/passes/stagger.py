@@ -41,7 +41,7 @@ def stagger_rows(p: Program, target: Target) -> Program:
         if found is not None and found.x not in seen:
             read[found.x] = None
     types, layouts, places = dict(p.types), dict(p.layouts), dict(p.places)
-    number = max((int(v[1:]) for v in types if v[1:].isdigit()), default=0)
+    fresh = p.fresh()
     bases: dict[str, str] = {}
     for v in read:
         layout = layouts.get(v)
@@ -50,8 +50,7 @@ def stagger_rows(p: Program, target: Target) -> Program:
         wider = with_gap(types[v], layout)
         if wider is None:
             continue
-        number += 1
-        base = bases[v] = f"v{number}"
+        base = bases[v] = next(fresh)
         types[base] = wider
         if layout is not None:
             layouts[base] = layout
