@@ -33,6 +33,7 @@ from onnxjit.codegen.schedule.attention_blocks import CONFLICT, FLOAT, Blocks
 from onnxjit.codegen.schedule.attention_match import SCORE, WEIGHTED, recognise
 from onnxjit.codegen.schedule.axes import ceil_div, coefficient
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
+from onnxjit.codegen.schedule.register_tile import tile_call
 from onnxjit.codegen.schedule.request import Request
 
 LOWEST = Const(float("-inf"), FLOAT)
@@ -208,12 +209,7 @@ class AttentionNest(Blocks):
             for t in (main, tail) if t is not None
         ]  # fmt: skip
         self.symbols += names
-        if main.any_rows:
-            return (Call(names[0], (*arguments, Var("rows"))),)
-        if tail is None:
-            return (Call(names[0], arguments),)
-        full = apply("eq", Var("rows"), self.mr)
-        return (If(full, (Call(names[0], arguments),), (Call(names[1], arguments),)),)
+        return tile_call(self.cover, arguments, Var("rows"), names)
 
     def scores(self) -> Body:
         panel, size = Var("panel"), self.nr * self.depth

@@ -62,15 +62,16 @@ from onnxjit.codegen.schedule.contraction_operands import Operand, Operands
 from onnxjit.codegen.schedule.contraction_window import ROW_IN_BLOCK
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
 from onnxjit.codegen.schedule.reduction import replace_node
-from onnxjit.codegen.schedule.register_tile import register_tile
+from onnxjit.codegen.schedule.register_tile import (
+    AHEAD,
+    register_tile,
+    tile_call,
+    tile_symbols,
+)
 from onnxjit.codegen.schedule.request import Request
 
 LINE = 16
 """Elements of a cache line."""
-
-AHEAD = 4096
-"""Elements of a panel that are prefetched ahead of the product, 16 KB: enough for memory's latency,
-and still in L2 when their turn comes."""
 
 
 class ContractionNest(Operands):
@@ -302,14 +303,13 @@ class ContractionNest(Operands):
         )
         sizes: dict[Expr, Expr] = {var: value for var, value in self.sizes.items()}
         self.locals = [replace(x, count=substitute(x.count, sizes)) for x in self.locals]
-        main, tail = self.cover.main, self.cover.tail
         result = finish_nest(
             self.r,
             nest,
             tiles,
             "contraction: window" if self.c.window is not None else "contraction",
             locals=tuple(self.locals),
-            symbols=(main.symbol, *((tail.symbol,) if tail is not None else ()), *self.symbols),
+            symbols=(*tile_symbols(self.cover), *self.symbols),
             notes=(note, *self.notes),
         )
         packed = (self.packing,) if self.packing is not None else ()
@@ -332,18 +332,10 @@ class ContractionNest(Operands):
             k.more,
             Address(self.y_buffer, y + AHEAD),
         )
-        main, tail = self.cover.main, self.cover.tail
-        if main.any_rows:
-            size = Assign(rows, apply("min", self.height, self.m - m0))
-            return (size, Call(main.symbol, (*arguments, rows)))
-        if tail is None:
-            return (Call(main.symbol, arguments),)
-        size = Assign(rows, apply("min", index(self.mr), self.m - m0))
-        full = apply("eq", rows, self.mr)
-        return (
-            size,
-            If(full, (Call(main.symbol, arguments),), (Call(tail.symbol, arguments),)),
-        )
+        call = tile_call(self.cover, arguments, rows, tile_symbols(self.cover))
+        if not self.cover.uneven:
+            return call
+        return (Assign(rows, apply("min", self.height, self.m - m0)), *call)
 
     def across(self) -> bool:
         """Whether the output is contiguous along rows, not along columns."""

@@ -34,17 +34,14 @@ from onnxjit.codegen.expr import (
     walk,
 )
 from onnxjit.codegen.kernel import Stage
-from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, LoopNest, Stmt, Store
+from onnxjit.codegen.loops import Address, Assign, For, If, Local, LoopNest, Stmt, Store
 from onnxjit.codegen.packing import Packing
 from onnxjit.codegen.scalar_functions import FUNCTIONS
 from onnxjit.codegen.schedule.axes import ceil_div, coefficient, flat_offset, without
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
 from onnxjit.codegen.schedule.recurrence_match import STEP, Phase, Product, Recurrence, recognise
+from onnxjit.codegen.schedule.register_tile import AHEAD, tile_call, tile_symbols
 from onnxjit.codegen.schedule.request import Request
-
-AHEAD = 4096
-"""Elements of packed weights that are prefetched ahead of a product (see contraction), where they
-do not stay in L2 from step to step: asking for lines that are there takes a third longer."""
 
 ROWS = 64
 """Most rows of a tile: enough for weights that come from L3 not to matter."""
@@ -268,24 +265,17 @@ class RecurrenceNest:
         group, size = Var("g"), k * self.nr
         panel = (poly_mul(self.direction, self.panels) + Var("panel")) * q.groups + group
         start = substitute(x, {self.row: Var("m0"), q.k: ZERO})
+        # Where weights stay in L2 from step to step, asking for them takes a third longer.
         ahead = AHEAD if packing.elements * 4 > self.r.target.l2 // 2 else 0
         arguments = (
             Address(q.x.buffer, start), step, Address("segments", ZERO), ONE, index(k),
             Address(q.y.buffer, panel * size), Address(name, group * (self.mr * self.nr)),
             index(self.nr), ZERO, Address(q.y.buffer, panel * size + ahead),
         )  # fmt: skip
-        return (For(group, ZERO, index(q.groups), self.calls(arguments)),)
-
-    def calls(self, arguments: tuple[Expr | Address, ...]) -> Body:
-        """The register tile for all rows of a row tile, or for what is left at the end."""
-        main, tail = self.cover.main, self.cover.tail
-        self.symbols += [t.symbol for t in (main, tail) if t is not None]
-        if main.any_rows:
-            return (Call(main.symbol, (*arguments, Var("rows"))),)
-        if tail is None:
-            return (Call(main.symbol, arguments),)
-        full = apply("eq", Var("rows"), self.mr)
-        return (If(full, (Call(main.symbol, arguments),), (Call(tail.symbol, arguments),)),)
+        symbols = tile_symbols(self.cover)
+        self.symbols += symbols
+        call = tile_call(self.cover, arguments, Var("rows"), symbols)
+        return (For(group, ZERO, index(q.groups), call),)
 
     def packed(self, q: Product) -> Packing | None:
         """How the columns are packed, panel by panel, in a panel group by group; None where they

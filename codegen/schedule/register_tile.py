@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from onnxjit.codegen import microkernels
+from onnxjit.codegen.expr import Expr, apply
+from onnxjit.codegen.loops import Address, Call, If, Stmt
 from onnxjit.codegen.microkernels import Cover
 from onnxjit.codegen.schedule.request import Request
+
+AHEAD = 4096
+"""Elements of a panel that are prefetched ahead of the product, 16 KB: enough for memory's latency,
+and still in L2 when their turn comes."""
 
 HEIGHTS = 3
 """Heights of a tile of one width that are offered, the cheapest ones by estimate."""
@@ -47,4 +55,22 @@ def register_tile(
     return next(c for c in covers if c.main.mr == mr)
 
 
-__all__ = ["register_tile"]
+def tile_call(
+    cover: Cover, arguments: tuple[Expr | Address, ...], rows: Expr, symbols: Sequence[str]
+) -> tuple[Stmt, ...]:
+    """The micro-kernel call for the `rows` rows of a tile: for all of them, or for what is left at
+    the end. `symbols` are those of the cover's main tile and its tail."""
+    if cover.main.any_rows:
+        return (Call(symbols[0], (*arguments, rows)),)
+    if cover.tail is None:
+        return (Call(symbols[0], arguments),)
+    full = apply("eq", rows, cover.main.mr)
+    return (If(full, (Call(symbols[0], arguments),), (Call(symbols[1], arguments),)),)
+
+
+def tile_symbols(cover: Cover) -> list[str]:
+    """The symbols of a cover's main tile, and of its tail if there is one."""
+    return [t.symbol for t in (cover.main, cover.tail) if t is not None]
+
+
+__all__ = ["AHEAD", "register_tile", "tile_call", "tile_symbols"]
