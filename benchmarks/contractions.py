@@ -21,8 +21,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import zoo
-from benchmarks.record import Claims, write
-from onnxjit.bench.measure import Row, measure, reason, summaries
+from benchmarks.record import Claims, conclude
+from onnxjit.bench.measure import Row, measure, reason
 from onnxjit.bench.roofline import roofline
 
 OPERATORS = ("Conv", "Gemm", "MatMul")
@@ -110,21 +110,7 @@ def main(arguments: Namespace) -> None:
             f"peak {row['of_roof']:5.2f} of the roof  {peers}",
             flush=True,
         )
-    summary = summaries(rows)
-    for s in summary:
-        print(
-            f"geometric mean {s['mean']:.3f} times {s['peer']} over {s['models']} shapes, worst "
-            f"{s['worst_ratio']:.2f} ({s['worst']})"
-        )
-    data = {
-        "threads": threads,
-        "roofline": machine.to_json(),
-        "summary": summary,
-        "rows": rows,
-        "failed": failed,
-    }
-    write(arguments, data)
-    claims.settle(rows, failed)
+    conclude(arguments, claims, rows, failed, "shapes", machine)
 
 
 def contractions(file: str, feeds: dict[str, np.ndarray]) -> Iterator[Contraction]:

@@ -17,10 +17,10 @@ import onnx
 from onnx import helper
 
 from benchmarks import recurrences
-from benchmarks.record import Claims, write
+from benchmarks.record import Claims, conclude
 from onnxjit import operators as _operators  # noqa: F401  (fills the operator table)
 from onnxjit.bench.engines import load_onnxjit
-from onnxjit.bench.measure import Row, measure, reason, summaries
+from onnxjit.bench.measure import Row, measure, reason
 from onnxjit.bench.roofline import Roofline, roofline
 from onnxjit.operators.registry import Case, Operator, table
 
@@ -50,21 +50,7 @@ def main(arguments: Namespace) -> None:
     for found in recurrences.rows(arguments.only, threads, claims.engines, seconds):
         rows.append(found)
         print(line(found), flush=True)
-    summary = summaries(rows)
-    for s in summary:
-        print(
-            f"geometric mean {s['mean']:.3f} times {s['peer']} over {s['models']} cases, worst "
-            f"{s['worst_ratio']:.2f} ({s['worst']})"
-        )
-    data = {
-        "threads": threads,
-        "roofline": machine.to_json(),
-        "summary": summary,
-        "rows": rows,
-        "failed": failed,
-    }
-    write(arguments, data)
-    claims.settle(rows, failed)
+    conclude(arguments, claims, rows, failed, "cases", machine)
 
 
 def case_row(

@@ -10,7 +10,8 @@ from typing import Any
 from onnxjit.bench import against
 from onnxjit.bench.engines import wanted
 from onnxjit.bench.machine import machine
-from onnxjit.bench.measure import Row
+from onnxjit.bench.measure import Row, summaries
+from onnxjit.bench.roofline import Roofline
 
 
 def write(arguments: Namespace, data: dict[str, Any]) -> None:
@@ -19,6 +20,29 @@ def write(arguments: Namespace, data: dict[str, Any]) -> None:
     path = arguments.results / f"{arguments.what}.json"
     path.write_text(json.dumps({"machine": machine(), **data}, indent=1) + "\n")
     print(f"written to {path}")
+
+
+def conclude(
+    arguments: Namespace, claims: Claims, rows: list[Row], failed: dict[str, str], what: str,
+    roof: Roofline,
+) -> None:  # fmt: skip
+    """Print, keep and judge the rows of single kernels (`what`: cases, shapes) on one number of
+    threads."""
+    summary = summaries(rows)
+    for s in summary:
+        print(
+            f"geometric mean {s['mean']:.3f} times {s['peer']} over {s['models']} {what}, worst "
+            f"{s['worst_ratio']:.2f} ({s['worst']})"
+        )
+    data = {
+        "threads": roof.threads,
+        "roofline": roof.to_json(),
+        "summary": summary,
+        "rows": rows,
+        "failed": failed,
+    }
+    write(arguments, data)
+    claims.settle(rows, failed)
 
 
 class Claims:
