@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from argparse import Namespace
-from collections.abc import Callable
 
 import numpy as np
 from llvmlite import binding
@@ -24,6 +23,22 @@ from onnxjit.runtime.threads import aligned
 DEPTH = 256  # k of the timed tile: a panel of 32 columns is 32 KiB
 CALLS = 200
 
+# Calls `tile` CALLS times: a call from Python takes as long as a small tile.
+REPEAT = f"""
+define void @repeat(ptr %tile, ptr %a, i64 %rs, ptr %segs, i64 %depth, ptr %b, ptr %c, i64 %ldc) {{
+entry:
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %entry ], [ %j, %loop ]
+  call void %tile(ptr %a, i64 %rs, ptr %segs, i64 1, i64 %depth, ptr %b, ptr %c, i64 %ldc, i64 0,
+                  ptr %b)
+  %j = add i64 %i, 1
+  %more = icmp ult i64 %j, {CALLS}
+  br i1 %more, label %loop, label %done
+done:
+  ret void
+}}"""
+
 
 def main(arguments: Namespace) -> None:
     target = host()
@@ -32,6 +47,7 @@ def main(arguments: Namespace) -> None:
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_default_triple().create_target_machine()
     jit = binding.create_lljit_compiler(machine)
+    repeat = binding.JITLibraryBuilder().add_ir(REPEAT).export_symbol("repeat").link(jit, "repeat")
     kept, rows = [], []
     for isa in microkernels.ISAS.values():
         kernels = [k for k in microkernels.rows(isa.name) if k.runs_on(target)]
@@ -41,7 +57,9 @@ def main(arguments: Namespace) -> None:
             builder = binding.JITLibraryBuilder().add_object_img(code)
             tracker = builder.export_symbol(kernel.symbol).link(jit, kernel.symbol)
             kept.append(tracker)  # the code lives as long as its tracker
-            speeds[kernel.symbol] = speed(kernel, tracker[kernel.symbol], arguments.seconds / 20)
+            speeds[kernel.symbol] = speed(
+                kernel, repeat["repeat"], tracker[kernel.symbol], arguments.seconds / 20
+            )
         best = max(speeds.values(), default=1.0)
         # The portable tiles are compiled for whatever the machine has: no instruction set's peak.
         peak = machine_peaks[f"float32/{isa.name}"] / 1e9 if kernels and isa.fused else best
@@ -58,14 +76,14 @@ def main(arguments: Namespace) -> None:
     write(arguments, {"depth": DEPTH, "rows": rows})
 
 
-def speed(kernel: MicroKernel, address: int, seconds: float) -> float:
-    """GFLOP/s of one tile, after its result was compared with NumPy's."""
+def speed(kernel: MicroKernel, repeat: int, tile: int, seconds: float) -> float:
+    """GFLOP/s of the tile at address `tile`, after its result was compared with NumPy's; `repeat`
+    is the address of `REPEAT`."""
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     prototype = ctypes.CFUNCTYPE(
-        None, pointer, integer, pointer, integer, integer, pointer, pointer, integer, integer,
-        pointer,
-    )  # fmt: skip
-    function = prototype(address)
+        None, pointer, pointer, integer, pointer, integer, pointer, pointer, integer
+    )
+    function = prototype(repeat)
     rng = np.random.default_rng(0)
     # An odd stride in cache lines: rows a multiple of 4 KiB apart would share a set of L1.
     stride = DEPTH + 16
@@ -77,26 +95,11 @@ def speed(kernel: MicroKernel, address: int, seconds: float) -> float:
     b[:] = rng.standard_normal(b.size)
     segments = np.zeros(1, np.int64)
     arguments = (
-        a.ctypes.data, stride, segments.ctypes.data, 1, DEPTH, b.ctypes.data, c.ctypes.data,
-        kernel.nr, 0, b.ctypes.data,
+        tile, a.ctypes.data, stride, segments.ctypes.data, DEPTH, b.ctypes.data, c.ctypes.data,
+        kernel.nr,
     )  # fmt: skip
     function(*arguments)
     want = a.reshape(kernel.mr, stride)[:, :DEPTH] @ b.reshape(DEPTH, kernel.nr)
     np.testing.assert_allclose(c.reshape(kernel.mr, kernel.nr), want, rtol=1e-3, atol=1e-3)
-
-    def loop() -> tuple[()]:
-        for _ in range(CALLS):
-            function(*arguments)
-        return ()
-
-    def idle() -> tuple[()]:
-        for _ in range(CALLS):
-            empty(*nothing)
-        return ()
-
-    # The same call on no segments: what ctypes and the loop cost.
-    empty, nothing = function, (*arguments[:3], 0, 0, *arguments[5:])
-    calls: dict[str, Callable[[], tuple[()]]] = {"tile": loop, "call": idle}
-    timings = take_turns(calls, seconds, burst=0.005, rounds=3)
-    taken = (timings["tile"].minimum - timings["call"].minimum) / CALLS
-    return 2 * kernel.mr * kernel.nr * DEPTH / taken * 1e-9
+    timing = take_turns({"tile": lambda: function(*arguments)}, seconds, burst=0.005, rounds=3)
+    return 2 * kernel.mr * kernel.nr * DEPTH * CALLS / timing["tile"].minimum * 1e-9
