@@ -45,7 +45,7 @@ class Tile:
     """What the generator needs to know of a row of the table.
 
     `sets` accumulator sets take turns over k; the loop body holds `unroll` steps of k, a multiple
-    of `sets`. `fused` asks for a single-rounding multiply-add (the target must have one), else
+    of `sets`. Without `prefetch` it leaves `ahead` alone. `fused` asks for a single-rounding multiply-add (the target must have one), else
     LLVM may split it. `scaled_index` says that addresses are base + index * scale. `register` is
     the inline assembly constraint of a vector register, or "" to leave the order of steps to LLVM.
     """
@@ -55,6 +55,7 @@ class Tile:
     lanes: int
     sets: int
     unroll: int
+    prefetch: bool
     fused: bool
     scaled_index: bool
     register: str
@@ -62,7 +63,7 @@ class Tile:
     @property
     def ahead(self) -> int:
         """Cache lines that are prefetched with each step of k: as many as a row of B has."""
-        return max(1, self.nv * self.lanes * _FLOAT_BYTES // _LINE_BYTES)
+        return self.prefetch * max(1, self.nv * self.lanes * _FLOAT_BYTES // _LINE_BYTES)
 
 
 _ARGUMENTS = ("a", "rs", "segs", "nseg", "run", "b", "c", "ldc", "more", "ahead")

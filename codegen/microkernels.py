@@ -53,7 +53,8 @@ class Isa:
     """An instruction set as the generator sees it; `arch` is None where any will do.
 
     `rows` and `vectors` cap mr and nr / lanes beside the limit that `registers` sets; `fused`,
-    `scaled_index` and `register` are those of `microkernel_gemm.Tile`.
+    `scaled_index` and `register` are those of `microkernel_gemm.Tile`. Tiles of fewer than
+    `prefetching` rows do not prefetch (see `MicroKernel`).
     """
 
     name: str
@@ -66,6 +67,7 @@ class Isa:
     fused: bool
     scaled_index: bool
     register: str
+    prefetching: int = 1
 
 
 def runs(isa: Isa, target: Target) -> bool:
@@ -79,7 +81,7 @@ ISAS: dict[str, Isa] = {
     isa.name: isa
     for isa in (
         Isa("avx512", "x86_64", AVX512_FEATURES, 16, 32, 16, 4, True, True, "v"),
-        Isa("avx2", "x86_64", frozenset({"avx2", "fma"}), 8, 16, 14, 4, True, True, "x"),
+        Isa("avx2", "x86_64", frozenset({"avx2", "fma"}), 8, 16, 14, 4, True, True, "x", 4),
         Isa("neon", "aarch64", frozenset(), 4, 32, 8, 3, True, False, ""),
         Isa("scalar", None, frozenset(), 4, 16, 4, 2, False, False, ""),
     )
@@ -96,7 +98,9 @@ class MicroKernel:
     the dtypes of the operands.
 
     `features` are the target features it needs, `cycles` estimates the time of one step of k (see
-    `step_cycles`).
+    `step_cycles`). A tile of few rows runs at memory's bandwidth; with AVX2 (Zen 3) the hardware's
+    prefetchers reach that alone, where prefetching as well takes 1.15 times as long; from four rows
+    on prefetching is up to 1.2 times as fast.
     """
 
     symbol: str
@@ -323,6 +327,7 @@ def _tile(kernel: MicroKernel, mr: int) -> Tile:
         lanes=isa.lanes,
         sets=sets,
         unroll=4 if size <= 16 else 2,
+        prefetch=mr >= isa.prefetching,
         fused=isa.fused,
         scaled_index=isa.scaled_index,
         register=isa.register if vectors > 1 or isa.lanes < 16 else "",
