@@ -45,9 +45,10 @@ class Tile:
     """What the generator needs to know of a row of the table.
 
     `sets` accumulator sets take turns over k; the loop body holds `unroll` steps of k, a multiple
-    of `sets`. Without `prefetch` it leaves `ahead` alone. `fused` asks for a single-rounding multiply-add (the target must have one), else
-    LLVM may split it. `scaled_index` says that addresses are base + index * scale. `register` is
-    the inline assembly constraint of a vector register, or "" to leave the order of steps to LLVM.
+    of `sets`. Without `prefetch` it leaves `ahead` alone. `fused` asks for a single-rounding
+    multiply-add (the target must have one), else LLVM may split it. `scaled_index` says that
+    addresses are base + index * scale. `register` is the inline assembly constraint of a vector
+    register, or "" to leave the order of steps to LLVM.
     """
 
     mr: int
