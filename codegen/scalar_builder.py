@@ -80,11 +80,19 @@ class Scalar:
         return self.intrinsic("fmuladd", self.value(a), self.value(b), self.value(c))
 
     def poly(self, x: Any, coefficients: Iterable[float]) -> Any:
-        """Horner's scheme, highest power first."""
+        """A polynomial, highest power first: Horner's scheme in x² over pairs of coefficients, a
+        chain half as long as in x for one more product (Knuth, TAOCP 4.6.4, second order)."""
         head, *rest = coefficients
         result = self.value(head)
-        for c in rest:
-            result = self.fma(result, x, c)
+        if len(rest) < 3:
+            for c in rest:
+                result = self.fma(result, x, c)
+            return result
+        if len(rest) % 2:
+            result = self.fma(x, head, rest.pop(0))
+        square = self.mul(x, x)
+        for odd, even in zip(rest[::2], rest[1::2], strict=True):
+            result = self.fma(result, square, self.fma(x, odd, even))
         return result
 
     def intrinsic(self, name: str, *args: Any) -> Any:

@@ -32,12 +32,8 @@ _SMALL = 2.0**-12  # below: a short Taylor series is exact to float32
 _SMALLEST_EXPONENT = -126 * math.log(2)  # of e: below, results are denormal and count as zero
 
 
-def _exp_core(s: Scalar, bits: Any, r: Any) -> Any:
-    """2**n * e**r for |r| <= ln(2) / 2 (Cephes expf), where the result is a normal number.
-
-    `bits` are those of n plus 1.5 * 2**23, whose low ones are n: shifted to the exponent's place
-    they are added to it, which wraps where the result is no normal number.
-    """
+def _power_less_one(s: Scalar, r: Any) -> Any:
+    """e**r - 1 for |r| <= ln(2) / 2 (Cephes expf)."""
     p = s.poly(
         r,
         (
@@ -49,18 +45,39 @@ def _exp_core(s: Scalar, bits: Any, r: Any) -> Any:
             5.0000001201e-1,
         ),
     )
-    y = s.add(s.fma(s.mul(r, r), p, r), 1.0)
+    return s.fma(s.mul(r, r), p, r)
+
+
+def _exp_core(s: Scalar, bits: Any, r: Any) -> Any:
+    """2**n * e**r for |r| <= ln(2) / 2, where the result is a normal number.
+
+    `bits` are those of n plus 1.5 * 2**23, whose low ones are n: shifted to the exponent's place
+    they are added to it, which wraps where the result is no normal number.
+    """
+    y = s.add(_power_less_one(s, r), 1.0)
     return s.from_bits(s.iadd(s.to_bits(y), s.shl(bits, s.mantissa_bits)))
 
 
-def _exp_inside(s: Scalar, x: Any) -> Any:
-    """e**x where neither x is NaN nor the result anything but a normal number."""
+def _reduced(s: Scalar, x: Any) -> tuple[Any, Any]:
+    """(bits, r) with x = n ln(2) + r, n the nearest integer, in the form of `_exp_core`."""
     magic = 1.5 * 2.0**s.mantissa_bits
     shifted = s.fma(x, 1 / math.log(2), magic)
     n = s.sub(shifted, magic)
     r = s.fma(n, -_LN2_HIGH_32, x)
-    r = s.fma(n, -_LN2_LOW_32, r)
-    return _exp_core(s, s.to_bits(shifted), r)
+    return s.to_bits(shifted), s.fma(n, -_LN2_LOW_32, r)
+
+
+def _exp_inside(s: Scalar, x: Any) -> Any:
+    """e**x where neither x is NaN nor the result anything but a normal number."""
+    return _exp_core(s, *_reduced(s, x))
+
+
+def _half_exp_less_one(s: Scalar, x: Any) -> Any:
+    """(e**x - 1) / 2 where x is not NaN and e**x at least 2**-125, infinity where that overflows:
+    2**(n-1) times e**r - 1, plus 2**(n-1) - 1/2."""
+    bits, r = _reduced(s, x)
+    power = s.from_bits(s.iadd(s.shl(bits, s.mantissa_bits), s.bits_of(0.5)))
+    return s.fma(power, _power_less_one(s, r), s.sub(power, 0.5))
 
 
 def _exp_range(s: Scalar, x: Any, y: Any, low: float, high: float) -> Any:
@@ -111,8 +128,8 @@ def _log_edges(s: Scalar, x: Any, y: Any) -> Any:
     return s.select(s.eq(x, 0.0), -math.inf, y)
 
 
-def _log32(s: Scalar, x: Any) -> Any:
-    f, e = _split(s, x)
+def _log_core(s: Scalar, f: Any, e: Any) -> Any:
+    """log((1 + f) 2**e) for f of `_split` (Cephes logf)."""
     z = s.mul(f, f)
     p = s.poly(
         f,
@@ -131,7 +148,26 @@ def _log32(s: Scalar, x: Any) -> Any:
     y = s.mul(s.mul(f, z), p)
     y = s.fma(e, _LN2_LOW_32, y)
     y = s.fma(z, -0.5, y)
-    return _log_edges(s, x, s.fma(e, _LN2_HIGH_32, s.add(f, y)))
+    return s.fma(e, _LN2_HIGH_32, s.add(f, y))
+
+
+def _log32(s: Scalar, x: Any) -> Any:
+    return _log_edges(s, x, _log_core(s, *_split(s, x)))
+
+
+def _log1p32(s: Scalar, x: Any) -> Any:
+    """log(u 2**e) for u 2**e = 1 + x, with what that sum has lost added to u."""
+    sum_ = s.add(x, 1.0)
+    f, e = _split(s, sum_)
+    # exact: the smaller of the two is taken off first
+    lost = s.select(s.lt(1.0, x), s.sub(1.0, s.sub(sum_, x)), s.sub(x, s.sub(sum_, 1.0)))
+    # beyond 2**30 the 1 counts for nothing, and the scale would be denormal
+    exponent = s.iand(s.isub(s.to_bits(sum_), s.bits_of(math.sqrt(0.5))), -1 << s.mantissa_bits)
+    scale = s.from_bits(s.isub(s.integer(s.bits_of(1.0)), exponent))
+    f = s.select(s.lt(x, 2.0**30), s.fma(lost, scale, f), f)
+    y = _log_edges(s, sum_, _log_core(s, f, e))
+    # keeps the sign of zero, and what is lost where denormals are zero
+    return s.select(s.lt(s.abs(x), 2.0**-24), x, y)
 
 
 def _log64(s: Scalar, x: Any) -> Any:
@@ -159,39 +195,13 @@ def _log64(s: Scalar, x: Any) -> Any:
     return _log_edges(s, x, y)
 
 
-def _reciprocal(s: Scalar, d: Any) -> Any:
-    """1 / d for 2**-100 <= d < 2**100, in a fifth of the time of a division.
-
-    The first approximation, good to 12 %, subtracts the bits from a constant; two steps of third
-    order leave half a unit and a little.
-    """
-    r = s.from_bits(s.isub(s.integer(0x7EF311C3), s.to_bits(d)))
-    for _ in range(2):
-        e = s.fma(s.neg(d), r, 1.0)
-        r = s.fma(r, s.fma(e, e, e), r)
-    return r
-
-
 def _tanh32(s: Scalar, x: Any) -> Any:
+    """(e**2x - 1) / (e**2x + 1), which needs no other formula near 0."""
     a = s.abs(x)
     # beyond 9.02 the result is 1; a NaN stays
-    t = s.select(s.lt(9.5, a), 9.5, a)
-    e = _exp_inside(s, s.add(t, t))
-    far = s.fma(_reciprocal(s, s.add(e, 1.0)), -2.0, 1.0)
-    z = s.mul(x, x)
-    p = s.poly(
-        z,
-        (
-            -5.70498872745e-3,
-            2.06390887954e-2,
-            -5.37397155531e-2,
-            1.33314422036e-1,
-            -3.33332819422e-1,
-        ),
-    )
-    near = s.fma(s.mul(p, z), a, a)
-    far = s.select(s.is_nan(x), x, far)
-    return s.copysign(s.select(s.lt(a, 0.625), near, far), x)
+    t = s.select(s.lt(9.02, a), 9.02, a)
+    half = _half_exp_less_one(s, s.add(t, t))
+    return s.copysign(s.div(half, s.add(half, 1.0)), x)
 
 
 def _erf32(s: Scalar, x: Any) -> Any:
@@ -199,7 +209,7 @@ def _erf32(s: Scalar, x: Any) -> Any:
 
     erfc(x)**(1/8) is smooth enough for degree 6 (after Abramowitz and Stegun, 7.1.28, who take a
     16th power), and an error of it counts 8 erfc(x) fold, which beyond 1 is little. Minimax fits,
-    in all 2.6 units in the last place at most.
+    in all 3 units in the last place at most.
     """
     a = s.abs(x)
     # beyond 3.93 the result is 1
@@ -243,11 +253,9 @@ def _sigmoid(s: Scalar, x: Any) -> Any:
 
 
 def _sigmoid32(s: Scalar, x: Any) -> Any:
-    """1 / (1 + e**-x); zero where that is denormal. The reciprocal is taken of a smaller number, so
-    that neither it nor what is added to it on the way is denormal."""
+    """1 / (1 + e**-x); zero where that is denormal."""
     t = s.clamp_keep_nan(s.neg(x), -87.0, -_SMALLEST_EXPONENT)
-    d = s.fma(_exp_inside(s, t), 2.0**-64, 2.0**-64)
-    y = s.mul(_reciprocal(s, d), 2.0**-64)
+    y = s.div(1.0, s.add(_exp_inside(s, t), 1.0))
     y = s.select(s.lt(x, _SMALLEST_EXPONENT), 0.0, y)
     return s.select(s.is_nan(x), x, y)
 
@@ -368,18 +376,11 @@ def _atan32(s: Scalar, x: Any) -> Any:
     return s.copysign(s.add(base, s.fma(s.mul(p, z), r, r)), x)
 
 
-def _log1p32(s: Scalar, x: Any) -> Any:
-    d = s.wide()
-    far = s.truncate(d.call("log", d.add(s.extend(x), 1.0)))
-    near = s.mul(x, s.fma(x, s.fma(x, 1 / 3, -0.5), 1.0))
-    return s.select(s.lt(s.abs(x), _SMALL), near, far)
-
-
 def _expm1_32(s: Scalar, x: Any) -> Any:
-    d = s.wide()
-    far = s.truncate(d.sub(d.call("exp", s.extend(x)), 1.0))
-    near = s.mul(x, s.fma(x, s.fma(x, 1 / 6, 0.5), 1.0))
-    return s.select(s.lt(s.abs(x), _SMALL), near, far)
+    # below -18 the result is -1, beyond 89 infinite
+    half = _half_exp_less_one(s, s.clamp_keep_nan(x, -18.0, 89.0))
+    # near 0 the half may be denormal, and the sign of zero is lost
+    return s.select(s.lt(s.abs(x), 2.0**-24), x, s.add(half, half))
 
 
 def _hyperbolic(s: Scalar, x: Any, sign: int) -> Any:
