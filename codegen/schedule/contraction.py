@@ -252,7 +252,7 @@ class ContractionNest(Operands):
             finish = (If(k.last, finish),)
             line = (If(k.last, line),) if line else ()
         # Where the result goes to memory and a whole k is one block: along its rows, so that each
-        # tile goes on where the one before has stopped (1500 x 64 by 64 x 1500: 1.26 times as fast).
+        # tile goes on where the one before has stopped (1500x64 by 64x1500: 1.26 times as fast).
         whole = k.depth_blocks == 1 and not k.loops
         by_rows = whole and self.streamed and self.row is None
         body: tuple[Stmt, ...] = self.compute(x, k, acc_at)
