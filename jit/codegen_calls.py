@@ -129,6 +129,11 @@ def wide(nest: LoopNest) -> bool:
     )
 
 
+RESIDENT = 2
+"""Constants that take this many times less than the last cache stay there: other data passes through
+it, too, and some constants grow when they are packed."""
+
+
 class _Generator:
     def __init__(
         self,
@@ -146,6 +151,8 @@ class _Generator:
         self.rename: dict[Expr, Expr] = {Dim(a): Dim(b) for a, b in order.items()}
         self.order = order
         self.plans: dict[object, Planned] = {}
+        size = sum(a.nbytes for a in p.constants.values())
+        self.resident = RESIDENT * size <= target.l3
 
     def run(self) -> Generated:
         for c in self.p.calls:
@@ -184,7 +191,9 @@ class _Generator:
             name = structure(same.kernel, layouts, constants)
             row = self.tuned.rows.get(name)
             variant = {} if row is None else row.choices
-            request = Request(same.kernel, layouts, self.target, constants, variant)
+            request = Request(
+                same.kernel, layouts, self.target, constants, variant, resident=self.resident
+            )
             self.plans[key] = planned(request, kernel.name, name, row)
             self.submit(self.plans[key].source)
         return self.plans[key], names

@@ -30,13 +30,21 @@ from onnxjit.bench import Timing
 from onnxjit.cli import app
 from onnxjit.codegen.build import Source
 from onnxjit.codegen.canonical import canonical
+from onnxjit.codegen.microkernels import covers
 from onnxjit.codegen.signature import structure
+from onnxjit.codegen.target import host
 from onnxjit.codegen.tuned import Table, Tuned, read, tables
 from onnxjit.codegen_calls import planned
 from onnxjit.errors import ModelError
 from onnxjit.importer import import_model
 from onnxjit.passes import run_pipeline
 from onnxjit.session_errors import InvalidArgument
+
+USUAL, *OTHERS = dict.fromkeys(cover.nr for cover in covers(None, 64, host()))
+FEW, MANY = min(OTHERS), max(OTHERS)
+"""Widths of a register tile that this machine has beside the one it takes for 64 columns."""
+
+NARROW, WIDE = f"tile_columns_{FEW}", f"tile_columns_{MANY}"
 
 X = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
 
@@ -86,7 +94,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
     def install(**factors: float) -> Clock:
-        """`clock(tile_columns_16=1.5)`: that choice makes a kernel 1.5 times as fast."""
+        """`clock(strip_tiles_6=1.5)`: that choice makes a kernel 1.5 times as fast."""
         table = {(n.rpartition("_")[0], int(n.rpartition("_")[2])): f for n, f in factors.items()}
         made = Clock(table)
         monkeypatch.setattr(tuning._Kernel, "times", lambda *given: made(*given))
@@ -115,16 +123,16 @@ def only(model: onnxjit.CompiledModel) -> Any:
 
 
 def test_the_fastest_variant_is_used_and_remembered(build, clock, cache):
-    ticks = clock(tile_columns_16=1.25, parallel_tiles_2=1.2, strip_tiles_6=0.5)
+    ticks = clock(**{NARROW: 1.25}, parallel_tiles_2=1.2, strip_tiles_6=0.5)
     usual = build(affine(), cache=False)
     model = build(affine(), tune=60)
     kernel = only(model)
-    assert kernel.variant == {"tile_columns": 16, "parallel_tiles": 2}
+    assert kernel.variant == {"tile_columns": FEW, "parallel_tiles": 2}
     assert kernel.gain == pytest.approx(1.5)
-    assert "x16_" in kernel.source
+    assert f"x{FEW}_" in kernel.source
     assert "x16_" not in only(usual).source
-    assert "tuned: tile_columns 16, parallel_tiles 2; 1.50 times as fast" in kernel.decisions
-    assert "1.50x  tile_columns 16, parallel_tiles 2" in model.report()
+    assert f"tuned: tile_columns {FEW}, parallel_tiles 2; 1.50 times as fast" in kernel.decisions
+    assert f"1.50x  tile_columns {FEW}, parallel_tiles 2" in model.report()
     assert "tuned" not in usual.report()
     np.testing.assert_allclose(model(X), usual(X), rtol=1e-4, atol=1e-2)
     assert {} in ticks.asked
@@ -139,7 +147,7 @@ def test_the_fastest_variant_is_used_and_remembered(build, clock, cache):
 
 
 def test_options_that_were_slow_are_not_tried_with_others(build, clock):
-    ticks = clock(tile_columns_16=1.25, parallel_tiles_2=1.2)
+    ticks = clock(**{NARROW: 1.25}, parallel_tiles_2=1.2)
     build(affine(), tune=60)
     pairs = [v for v in ticks.asked if len(v) > 1 and v.keys() != {"tile_columns"}]
     assert pairs
@@ -147,7 +155,7 @@ def test_options_that_were_slow_are_not_tried_with_others(build, clock):
 
 
 def test_a_gain_within_the_noise_is_none(build, clock):
-    ticks = clock(tile_columns_16=1.02)
+    ticks = clock(**{NARROW: 1.02})
     model = build(affine(), tune=60)
     assert only(model).variant == {}
     assert only(model).gain == 1.0
@@ -158,11 +166,11 @@ def test_a_gain_within_the_noise_is_none(build, clock):
 
 
 def test_the_table_serves_other_models_and_other_threads_have_their_own(build, clock):
-    ticks = clock(tile_columns_16=1.25)
+    ticks = clock(**{NARROW: 1.25})
     build(affine(name="w"), tune=60)
     asked = len(ticks.asked)
     other = build(affine(name="other"), tune=60)  # the same kernel, another model
-    assert only(other).variant == {"tile_columns": 16}
+    assert only(other).variant == {"tile_columns": FEW}
     assert len(ticks.asked) == asked
     assert only(build(affine(), threads=2)).variant == {}
     build(affine(), threads=2, tune=60)
@@ -170,7 +178,7 @@ def test_the_table_serves_other_models_and_other_threads_have_their_own(build, c
 
 
 def test_other_models_are_not_compiled_again(build, clock):
-    clock(tile_columns_16=1.25, filtering_2=1.5, filtering_4=1.5)
+    clock(**{NARROW: 1.25}, filtering_2=1.5, filtering_4=1.5)
     build(affine(), tune=60)
     first = build(convolution())
     assert not first.from_cache
@@ -220,7 +228,7 @@ def test_kernels_of_no_time_are_left_as_they_are(build, monkeypatch):
 
 
 def test_a_tiny_budget_measures_nothing(build, clock, cache):
-    ticks = clock(tile_columns_16=1.25)
+    ticks = clock(**{NARROW: 1.25})
     model = build(affine(), tune=1e-9)
     assert not ticks.asked
     assert only(model).variant == {}
@@ -236,7 +244,7 @@ def test_a_budget_is_a_number_of_seconds(build, seconds):
 
 def test_time_that_runs_out_keeps_what_is_known(build, clock, monkeypatch):
     """The second kernel's turn does not come."""
-    clock(tile_columns_16=1.25)
+    clock(**{NARROW: 1.25})
     now = [0.0]
     monkeypatch.setattr(tuning.time, "perf_counter", lambda: now[0])
     fastest = tuning._Kernel.fastest
@@ -267,11 +275,11 @@ def test_progress(build, clock):
 
 
 def test_a_wrong_variant_is_never_used(build, clock, monkeypatch):
-    clock(tile_columns_16=3.0, tile_columns_64=1.5)
+    clock(**{NARROW: 3.0, WIDE: 1.5})
 
     def wrong(request: Any, name: str, *rest: Any) -> Any:
         made = planned(request, name, *rest)
-        if request.variant.get("tile_columns") != 16:
+        if request.variant.get("tile_columns") != FEW:
             return made
         text = made.source.text.replace("0.0", "1.0")
         assert text != made.source.text
@@ -280,15 +288,15 @@ def test_a_wrong_variant_is_never_used(build, clock, monkeypatch):
     monkeypatch.setattr(tuning, "planned", wrong)
     with pytest.warns(UserWarning, match="left out: it computes something else"):
         model = build(affine(), tune=60)
-    assert only(model).variant == {"tile_columns": 64}
+    assert only(model).variant == {"tile_columns": MANY}
 
 
 def test_a_variant_that_does_not_compile_is_left_out(build, clock, monkeypatch):
-    clock(tile_columns_16=3.0, tile_columns_64=1.5)
+    clock(**{NARROW: 3.0, WIDE: 1.5})
 
     def broken(request: Any, name: str, *rest: Any) -> Any:
         made = planned(request, name, *rest)
-        if request.variant.get("tile_columns") != 16:
+        if request.variant.get("tile_columns") != FEW:
             return made
         text = made.source.text + "\nnonsense("
         return replace(made, source=Source(text, made.source.symbols, name, made.source.wide))
@@ -296,7 +304,7 @@ def test_a_variant_that_does_not_compile_is_left_out(build, clock, monkeypatch):
     monkeypatch.setattr(tuning, "planned", broken)
     with pytest.warns(UserWarning, match="left out: cannot compile"):
         model = build(affine(), tune=60)
-    assert only(model).variant == {"tile_columns": 64}
+    assert only(model).variant == {"tile_columns": MANY}
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -370,7 +378,7 @@ def tuning_code() -> str:
 
 def test_unknown_choices_change_nothing(build, clock, cache):
     """A row may name choices and values that no rule offers."""
-    clock(tile_columns_16=1.25)
+    clock(**{NARROW: 1.25})
     usual = only(build(affine(), cache=False))
     build(affine(), tune=60)
     (path,) = (cache / "tuning").glob("*.json")
@@ -407,22 +415,22 @@ def test_a_table_that_cannot_be_written_is_a_warning(tmp_path):
 
 def test_without_a_cache_nothing_is_kept(build, clock, tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXJIT_CACHE", str(tmp_path / "unused"))
-    clock(tile_columns_16=1.25)
+    clock(**{NARROW: 1.25})
     model = build(affine(), cache=False, tune=60)
-    assert only(model).variant == {"tile_columns": 16}
+    assert only(model).variant == {"tile_columns": FEW}
     assert not (tmp_path / "unused").exists()
 
 
 def test_pickle(build, clock):
-    clock(tile_columns_16=1.25)
+    clock(**{NARROW: 1.25})
     model = build(affine(), tune=60)
     copy = pickle.loads(pickle.dumps(model))
-    assert only(copy).variant == {"tile_columns": 16}
+    assert only(copy).variant == {"tile_columns": FEW}
     np.testing.assert_array_equal(copy(X), model(X))
 
 
 def test_edited_kernels_of_a_tuned_model(build, clock):
-    clock(tile_columns_16=1.25)
+    clock(**{NARROW: 1.25})
     model = build(affine(), tune=60)
     (name,) = model.kernels
     edited = model.kernels.replace(name, model.kernels[name].source + "\n# edited\n")
@@ -434,7 +442,7 @@ def test_edited_kernels_of_a_tuned_model(build, clock):
 
 def test_stages_and_parts_that_depend_on_data(build, clock):
     """A product behind NonZero has a size that only the run knows; it is tuned as any other."""
-    clock(tile_columns_16=1.25)
+    clock(**{NARROW: 1.25})
     nodes = [
         NODE("NonZero", ["c"], ["at"]),
         NODE("Squeeze", ["at", "zero"], ["rows"]),
@@ -515,13 +523,13 @@ def test_tuned_by_the_clock(build):
 
 
 def test_sessions(clock, cache, monkeypatch):
-    clock(tile_columns_16=1.25)
+    clock(**{NARROW: 1.25})
     monkeypatch.setenv("ONNXJIT_CACHE", str(cache))
     options = onnxjit.SessionOptions()
     options.intra_op_num_threads = 1
     options.add_session_config_entry("onnxjit.tune", "30")
     session = onnxjit.InferenceSession(affine().SerializeToString(), options)
-    assert only(session._model).variant == {"tile_columns": 16}
+    assert only(session._model).variant == {"tile_columns": FEW}
     for text in ("soon", "-1", "nan"):
         options.add_session_config_entry("onnxjit.tune", text)
         with pytest.raises(InvalidArgument, match="number of seconds"):
@@ -529,7 +537,7 @@ def test_sessions(clock, cache, monkeypatch):
 
 
 def test_command_line(clock, cache, tmp_path, monkeypatch):
-    clock(tile_columns_16=1.25)
+    clock(**{NARROW: 1.25})
     monkeypatch.setenv("ONNXJIT_CACHE", str(cache))
     path = str(tmp_path / "m.onnx")
     onnx.save(affine(), path)

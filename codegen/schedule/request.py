@@ -19,7 +19,8 @@ Variant = Mapping[str, int]
 class Request:
     """A kernel, the physical axis order of its buffers (row-major unless listed) and the target.
 
-    `constants` names inputs whose contents are compile-time constants and may be re-laid out.
+    `constants` names inputs whose contents are compile-time constants and may be re-laid out;
+    `resident` says that the last cache holds those of the whole model from one run to the next.
     `offered` collects the choices that rules make on their way to a nest, with their options.
     """
 
@@ -29,6 +30,7 @@ class Request:
     constants: frozenset[str] = field(default=frozenset())
     variant: Variant = field(default_factory=dict)
     offered: dict[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
+    resident: bool = False
 
     def choice(self, name: str, usual: int, options: Sequence[int]) -> int:
         """What to take of `options`: what the variant says if it is one of them, or else `usual`,

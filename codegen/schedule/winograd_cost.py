@@ -1,6 +1,7 @@
 """Chooses the algorithm, block and register tile of a 3x3 correlation by estimated cycles.
 
-The estimates are those of one thread with weights that another layer has evicted from the caches.
+The estimates are those of one thread, with weights that another layer has evicted from the caches
+unless the last one holds all of the model's.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Sizes:
     columns: int
     depth: int
     n: int
+    weights: float = COLD
+    """Cycles for the first read of a byte of filters."""
 
 
 def choose(c: Correlation, r: Request) -> Choice:
@@ -88,7 +91,8 @@ def choose(c: Correlation, r: Request) -> Choice:
         raise Declined(f"{depth} to {n} channels are too few")
     batch = as_int(c.batch.extent) if c.batch is not None else 1
     rows, columns = (max(1, typical(a.extent, SIDE)) for a in (c.row, c.column))
-    sizes = Sizes(1 if batch is None else max(1, batch), rows, columns, depth, n)
+    images = 1 if batch is None else max(1, batch)
+    sizes = Sizes(images, rows, columns, depth, n, NEAR if r.resident else COLD)
     every = list(choices(sizes, microkernels.isa_of(r.target), r.target.l2))
     best = cheapest(every)
     direct = direct_cycles(sizes, r.target)
@@ -156,8 +160,8 @@ def choices(s: Sizes, isa: str, l2: int) -> Iterator[Choice]:
         outputs = tiles * (count * tile.nr / 16) * per_output
         patches = a * a * tiles * s.depth * 4
         spilled = NEAR * patches * count if patches > 0.6 * l2 else 0.0
-        again = NEAR if filters <= NEAR_BYTES else COLD
-        stream = COLD * filters + again * filters * (blocks - 1)
+        again = NEAR if filters <= NEAR_BYTES else s.weights
+        stream = s.weights * filters + again * filters * (blocks - 1)
         for group in groups(count):
             steps = -(-count // group)
             work = blocks * (inputs * steps + a * a * products + outputs + spilled) + stream
@@ -196,7 +200,7 @@ def direct_cycles(s: Sizes, target: Target) -> float:
     taps, lines = TAPS * TAPS, s.batch * s.rows
     products = lines * (cover.cycles * taps * s.depth + CALL * (cover.panels or 1))
     copied = COPY * lines * s.columns * s.depth / 16
-    return products + copied + COLD * taps * s.depth * s.n * 4
+    return products + copied + s.weights * taps * s.depth * s.n * 4
 
 
 __all__ = ["THREADS", "Choice", "choose"]
