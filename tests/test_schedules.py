@@ -217,6 +217,8 @@ REDUCED: dict[str, tuple[Shape, list[int]]] = {
     "few columns": ((65, 3), [0]),
     "long row": ((3, 1025), [1]),
     "vector": (("n",), [0]),
+    "planes": ((3, "n", 9), [1, 2]),
+    "planes of a constant size": ((5, 7, 7), [1, 2]),
 }
 
 
@@ -363,6 +365,8 @@ def test_layer_norm_of_a_symbolic_row() -> None:
 
 def test_layer_norm_over_two_axes() -> None:
     kernel = define(lambda x, y: layer_norm(x, y, 2), two(("n", 6, 5), (6, 5)))
+    check_kernel(kernel, *FEW, rule=rows)
+    kernel = define(lambda x, y: layer_norm(x, y, 2), two((3, "n", 7), ("n", 1)))
     check_kernel(kernel, *FEW, rule=rows)
 
 

@@ -42,6 +42,7 @@ from onnxjit.codegen.schedule.axes import (
     by_stride,
     coefficient,
     flatten_stage,
+    join_loops,
     magnitude,
     merge_axes,
     split_axes,
@@ -175,8 +176,14 @@ def replace_node(e: Expr, node: Expr, by: Expr) -> Expr:
 
 
 def accumulate(red: Reduce, order: Sequence[Axis], name: str = "acc") -> tuple[list[Stmt], Var]:
-    """Statements that leave the reduction in a scalar."""
+    """Statements that leave the reduction in a scalar.
+
+    Reduced axes that lie side by side are one loop: what a vector loop leaves over is then left
+    over once, not in each row (the sums of 64 planes of 56 x 56: 12 µs for 63).
+    """
     acc = Var(name, red.dtype)
+    order, _, joined = join_loops(order, ZERO, red.body)
+    red = Reduce(red.fn, red.axes if not order else tuple(order), joined)
     step: Stmt = Assign(acc, combine(red.fn, acc, red.body))
     guard, body = guarded(red)
     if guard is not None:
