@@ -33,6 +33,7 @@ from onnxjit.codegen.schedule.reduction import reduction
 from onnxjit.codegen.schedule.request import Declined
 from onnxjit.codegen.schedule.row_windows import row_windows
 from onnxjit.codegen.schedule.rows import rows
+from onnxjit.codegen.schedule.transposition import transposition
 from onnxjit.codegen.tensor import (
     Tensor,
     cast_to,
@@ -119,6 +120,45 @@ MAPS: dict[str, tuple[Callable[..., Any], dict[str, tuple[str, Shape]]]] = {
 def test_pointwise(name: str) -> None:
     fn, types = MAPS[name]
     check_kernel(define(fn, types), *(SIZES if "n" in str(types) else [{}]), rule=pointwise)
+
+
+TRANSPOSED: dict[str, tuple[Shape, Sequence[int]]] = {
+    "whole vectors": ((64, "n"), (1, 0)),
+    "one more": ((65, "n"), (1, 0)),
+    "one less": ((63, "n"), (1, 0)),
+    "one vector": ((16, "n"), (1, 0)),
+    "a vector and one": ((17, "n"), (1, 0)),
+    "three blocks": ((131, "n"), (1, 0)),
+    "many of them": ((3, 40, "n"), (0, 2, 1)),
+    "merged rows": ((40, "n", 7), (1, 2, 0)),
+    "between": ((19, 3, "n"), (2, 1, 0)),
+    "constant sizes": ((67, 129), (1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposition(name: str) -> None:
+    shape, order = TRANSPOSED[name]
+    kernel = define(lambda x: transpose(x, order), one(*shape))
+    check_kernel(kernel, *(SIZES if "n" in shape else [{}]), rule=transposition)
+
+
+def test_transposition_to_channels_last() -> None:
+    kernel = define(lambda x: slice_axis(x, 1, 2, 17, 1), one(2, 21, "n", 9))
+    check_kernel(kernel, *FEW, layouts={"y0": LAST}, rule=transposition)
+
+
+def test_transposition_declines() -> None:
+    for fn, types, why in [
+        (lambda x: x * 2, one(64, "n"), "not a copy"),
+        (lambda x: transpose(x, (1, 0)), one(64, "n", dtype="float16"), "not a copy"),
+        (lambda x: transpose(x, (1, 0, 2)), one(64, "n", 32), "same axis"),
+        (lambda x: transpose(x, (1, 0)), one("n", 64), "unknown number"),
+        (lambda x: transpose(x, (1, 0)), one(64, 3), "shorter than a vector"),
+        (lambda x: transpose(x, (1, 0)), one(5, 64), "written out|shorter"),
+    ]:
+        with pytest.raises(Declined, match=why):
+            compile_kernel(define(fn, types), rule=transposition)
 
 
 IMAGES: dict[str, tuple[Callable[..., Any], dict[str, tuple[str, Shape]]]] = {
