@@ -155,7 +155,7 @@ def test_transposition_declines() -> None:
         (lambda x: transpose(x, (1, 0, 2)), one(64, "n", 32), "same axis"),
         (lambda x: transpose(x, (1, 0)), one("n", 64), "unknown number"),
         (lambda x: transpose(x, (1, 0)), one(64, 3), "shorter than a vector"),
-        (lambda x: transpose(x, (1, 0)), one(5, 64), "written out|shorter"),
+        (lambda x: transpose(x, (1, 0)), one(3, 64), "shorter than a vector"),
     ]:
         with pytest.raises(Declined, match=why):
             compile_kernel(define(fn, types), rule=transposition)

@@ -16,6 +16,7 @@ from onnxjit.codegen.schedule.reduction import reduction
 from onnxjit.codegen.schedule.request import Declined, Request, Variant
 from onnxjit.codegen.schedule.row_windows import row_windows
 from onnxjit.codegen.schedule.rows import rows
+from onnxjit.codegen.schedule.scan import scan
 from onnxjit.codegen.schedule.transposition import transposition
 from onnxjit.codegen.schedule.winograd import winograd
 
@@ -29,6 +30,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         pointwise,
         depthwise,
         row_windows,
+        scan,
         reduction,
         attention,
         rows,
