@@ -353,6 +353,21 @@ def test_windows_of_lines(fn: str, taps: int, stride: int, pad: int, shape: Shap
     check_kernel(kernel, *[{"n": n} for n in (taps, taps + 1, 29)], *wide, rule=row_windows)
 
 
+@pytest.mark.parametrize("dtype", ["int32", F])
+def test_windows_of_many_channels(dtype: str) -> None:
+    """A window whose contiguous elements are few is summed up beside its neighbours."""
+
+    def fn(x: Tensor) -> Tensor:
+        def body(i: Any, r: Any) -> Expr:
+            return x.at(r[0], i[0] + r[1])
+
+        return reduce_over("sum", (x.shape[1] - 2,), (40, 3), body)
+
+    for width, sizes in (("n", (2, 3, 10, 259, 300)), (19, (19,))):
+        kernel = define(fn, one(40, width, dtype=dtype))
+        check_kernel(kernel, *[{"n": n} for n in sizes], rule=reduction)
+
+
 def test_windows_of_one_line_and_of_volumes() -> None:
     def line(x: Tensor) -> Tensor:
         def body(i: Any, r: Any) -> Expr:

@@ -65,6 +65,10 @@ BLOCK = 256
 UNROLL = 32
 """Largest constant window that is written out."""
 
+RUN = 8
+"""Contiguous elements from which a reduction along them is vectors: the 3 columns of a window of
+many channels are none (64 x 64 channels of 56 x 56 integers, 3 x 3: 12 ms for 107)."""
+
 STEPS = 4
 """Largest distance of neighbouring outputs' reads that still makes vectors worth while."""
 
@@ -109,7 +113,8 @@ def lane_axis(s: FlatStage, red: Reduce, order: Sequence[Axis]) -> Axis | None:
         if not near or (as_int(last.extent) or 64) < 8:
             return None
         small = as_int(product(a.extent for a in red.axes))
-        return last if small is not None and small <= UNROLL else None
+        runs = [as_int(a.extent) or RUN for a in red.axes if unit_stride(reads, a)]
+        return last if (small is not None and small <= UNROLL) or max(runs) < RUN else None
     candidates = [a for a in s.axes if unit_stride(reads, a)]
     return candidates[0] if candidates else last
 
