@@ -6,16 +6,12 @@ Few steps of a large state, many of a small one, one sequence and many, in one d
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-
-from onnxjit.bench.measure import Row, measure
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 OPSET = 17
@@ -42,19 +38,15 @@ SIZES = (
 DIRECTIONS = ("forward", "bidirectional")
 
 
-def rows(
-    only: Sequence[str] | None, threads: int, engines: Sequence[str], seconds: float
-) -> Iterator[Row]:
-    """A measured row per operator, sizes and direction."""
+def models(
+    only: Sequence[str] | None,
+) -> Iterator[tuple[str, onnx.ModelProto, dict[str, np.ndarray]]]:
+    """A name, a model and its inputs per operator, sizes and direction."""
     for op, sizes, direction in itertools.product(GATES, SIZES, DIRECTIONS):
         if only and op not in only:
             continue
         model, feeds = model_of(op, sizes, direction)
-        name = f"{op} {'x'.join(map(str, sizes))} {direction}"
-        with tempfile.TemporaryDirectory() as folder:
-            file = str(Path(folder) / "recurrence.onnx")
-            onnx.save(model, file)
-            yield measure(file, feeds, threads, engines, seconds, label=name)
+        yield f"{op} {'x'.join(map(str, sizes))} {direction}", model, feeds
 
 
 def model_of(op: str, s: Sizes, direction: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:

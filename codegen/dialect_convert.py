@@ -68,6 +68,8 @@ def convert(builder: ir.IRBuilder, value: Any, source: types.Type, target: types
     if b == "f":
         cast = builder.sitofp if a == "i" else builder.uitofp
         return cast(value, result)
+    if a == "f" and target.bitwidth < 32:
+        return _narrowed(builder, value, result, signed=b == "i")
     if a == "f":
         bits = source.bitwidth
         name = f"llvm.fpto{'s' if b == 'i' else 'u'}i.sat.i{target.bitwidth}.f{bits}"
@@ -75,6 +77,24 @@ def convert(builder: ir.IRBuilder, value: Any, source: types.Type, target: types
     if value.type.width >= result.width:
         return value if value.type.width == result.width else builder.trunc(value, result)
     return builder.sext(value, result) if a == "i" else builder.zext(value, result)
+
+
+def _narrowed(builder: ir.IRBuilder, value: Any, result: ir.Type, signed: bool) -> Any:
+    """A float as an integer of 8 or 16 bits: within its range, and by way of 32 bits, so that a
+    loop of it has vectors. LLVM's saturating intrinsic converts x86 vectors element by element:
+    200704 values quantized to uint8 took 197 µs for 66 (one core of Zen 3).
+    """
+    bits = result.width - signed
+    low, high = (
+        ir.Constant(value.type, float(x)) for x in (-(2**bits) if signed else 0, 2**bits - 1)
+    )
+    if signed:
+        known = builder.fcmp_ordered("ord", value, value)
+        value = builder.select(known, value, ir.Constant(value.type, 0.0))
+    # In this order NaN becomes `low`, and both are one instruction of x86.
+    value = builder.select(builder.fcmp_ordered(">", value, low), value, low)
+    value = builder.select(builder.fcmp_ordered("<", value, high), value, high)
+    return builder.trunc(builder.fptosi(value, I32), result)
 
 
 def from_memory(builder: ir.IRBuilder, dtype: str, value: Any) -> Any:

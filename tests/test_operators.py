@@ -30,6 +30,7 @@ from onnxjit.codegen.tensor import (
 )
 from onnxjit.operators import registry
 from onnxjit.operators.registry import Case, Operator
+from onnxjit.operators.selection import top_k
 from onnxjit.tensors import array_dtype_name, dtype_code, dtype_name
 
 ROWS = registry.table()
@@ -460,3 +461,21 @@ def test_random(name: str, arrays: Any, attrs: Any, mean: float, deviation: floa
     assert got.astype(np.float64).std() == pytest.approx(deviation, rel=0.05)
     np.testing.assert_array_equal(got, draw_random(name, *arrays, **attrs, seed=7.5))
     assert not np.array_equal(got, draw_random(name, *arrays, **attrs, seed=8.5))
+
+
+def test_top_k_of_long_rows_keeps_nan_and_the_order_of_equal_elements() -> None:
+    """Rows of which most is dropped before the rest is sorted."""
+    rng = np.random.default_rng(0)
+    for n, k, rare in ((512, 1, 0.0), (520, 32, 0.01), (1031, 64, 0.5), (700, 7, 0.02)):
+        x = rng.integers(-9, 9, (2, n)).astype(np.float32)
+        x[rng.random(x.shape) < rare] = np.nan
+        x[rng.random(x.shape) < rare] = np.inf
+        for largest in (0, 1):
+            got, where = top_k(x, np.array([k]), largest=largest)
+            key = np.where(np.isnan(x), np.inf, x) * (-1 if largest else 1)
+            # NaN counts as more than infinity.
+            nan = np.isnan(x) * (-1 if largest else 1)
+            for row in range(2):
+                want = np.lexsort((np.arange(n), key[row], nan[row]))[:k]
+                np.testing.assert_array_equal(where[row], want)
+                np.testing.assert_array_equal(got[row], x[row, want])

@@ -31,7 +31,9 @@ from onnxjit.codegen.schedule.contraction import contraction
 from onnxjit.codegen.schedule.pointwise import pointwise
 from onnxjit.codegen.schedule.reduction import reduction
 from onnxjit.codegen.schedule.request import Declined
+from onnxjit.codegen.schedule.row_windows import row_windows
 from onnxjit.codegen.schedule.rows import rows
+from onnxjit.codegen.schedule.transposition import transposition
 from onnxjit.codegen.tensor import (
     Tensor,
     cast_to,
@@ -118,6 +120,45 @@ MAPS: dict[str, tuple[Callable[..., Any], dict[str, tuple[str, Shape]]]] = {
 def test_pointwise(name: str) -> None:
     fn, types = MAPS[name]
     check_kernel(define(fn, types), *(SIZES if "n" in str(types) else [{}]), rule=pointwise)
+
+
+TRANSPOSED: dict[str, tuple[Shape, Sequence[int]]] = {
+    "whole vectors": ((64, "n"), (1, 0)),
+    "one more": ((65, "n"), (1, 0)),
+    "one less": ((63, "n"), (1, 0)),
+    "one vector": ((16, "n"), (1, 0)),
+    "a vector and one": ((17, "n"), (1, 0)),
+    "three blocks": ((131, "n"), (1, 0)),
+    "many of them": ((3, 40, "n"), (0, 2, 1)),
+    "merged rows": ((40, "n", 7), (1, 2, 0)),
+    "between": ((19, 3, "n"), (2, 1, 0)),
+    "constant sizes": ((67, 129), (1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposition(name: str) -> None:
+    shape, order = TRANSPOSED[name]
+    kernel = define(lambda x: transpose(x, order), one(*shape))
+    check_kernel(kernel, *(SIZES if "n" in shape else [{}]), rule=transposition)
+
+
+def test_transposition_to_channels_last() -> None:
+    kernel = define(lambda x: slice_axis(x, 1, 2, 17, 1), one(2, 21, "n", 9))
+    check_kernel(kernel, *FEW, layouts={"y0": LAST}, rule=transposition)
+
+
+def test_transposition_declines() -> None:
+    for fn, types, why in [
+        (lambda x: x * 2, one(64, "n"), "not a copy"),
+        (lambda x: transpose(x, (1, 0)), one(64, "n", dtype="float16"), "not a copy"),
+        (lambda x: transpose(x, (1, 0, 2)), one(64, "n", 32), "same axis"),
+        (lambda x: transpose(x, (1, 0)), one("n", 64), "unknown number"),
+        (lambda x: transpose(x, (1, 0)), one(64, 3), "shorter than a vector"),
+        (lambda x: transpose(x, (1, 0)), one(3, 64), "shorter than a vector"),
+    ]:
+        with pytest.raises(Declined, match=why):
+            compile_kernel(define(fn, types), rule=transposition)
 
 
 IMAGES: dict[str, tuple[Callable[..., Any], dict[str, tuple[str, Shape]]]] = {
@@ -217,6 +258,8 @@ REDUCED: dict[str, tuple[Shape, list[int]]] = {
     "few columns": ((65, 3), [0]),
     "long row": ((3, 1025), [1]),
     "vector": (("n",), [0]),
+    "planes": ((3, "n", 9), [1, 2]),
+    "planes of a constant size": ((5, 7, 7), [1, 2]),
 }
 
 
@@ -296,6 +339,107 @@ def test_windows(fn: str, taps: int, stride: int, pad: int, last: bool) -> None:
     check_kernel(kernel, *sizes, layouts=layouts, rule=reduction)
 
 
+@pytest.mark.parametrize(
+    ("fn", "taps", "stride", "pad"),
+    [("max", 3, 2, 1), ("min", 2, 2, 0), ("sum", 3, 1, 1), ("sum", 5, 3, 2), ("max", 7, 4, 3)],
+)
+@pytest.mark.parametrize("shape", [(2, 5, "n", 41), (2, 3, 4, "n"), (1, 1, "n", 2067)])
+def test_windows_of_lines(fn: str, taps: int, stride: int, pad: int, shape: Shape) -> None:
+    """Lines and columns of which blocks are cut and left over."""
+    if shape[2] == 4 and taps > 4 + 2 * pad:
+        pytest.skip("the window is larger than the image")
+    kernel = define(window(fn, taps, stride, pad), one(*shape))
+    wide = [{"n": n} for n in (255 * stride + taps - 2 * pad, 1500)] if shape[-1] == "n" else []
+    check_kernel(kernel, *[{"n": n} for n in (taps, taps + 1, 29)], *wide, rule=row_windows)
+
+
+@pytest.mark.parametrize("dtype", ["int32", F])
+def test_windows_of_many_channels(dtype: str) -> None:
+    """A window whose contiguous elements are few is summed up beside its neighbours."""
+
+    def fn(x: Tensor) -> Tensor:
+        def body(i: Any, r: Any) -> Expr:
+            return x.at(r[0], i[0] + r[1])
+
+        return reduce_over("sum", (x.shape[1] - 2,), (40, 3), body)
+
+    for width, sizes in (("n", (2, 3, 10, 259, 300)), (19, (19,))):
+        kernel = define(fn, one(40, width, dtype=dtype))
+        check_kernel(kernel, *[{"n": n} for n in sizes], rule=reduction)
+
+
+def test_windows_of_one_line_and_of_volumes() -> None:
+    def line(x: Tensor) -> Tensor:
+        def body(i: Any, r: Any) -> Expr:
+            at = i[0] * 2 + r[0] * 3 - 1
+            inside = apply("logical_and", apply("le", 0, at), apply("lt", at, x.shape[0]))
+            return apply("select", inside, x.at(at), reduce_identity("sum", F))
+
+        return reduce_over("sum", ((x.shape[0] - 5) // 2 + 1,), (3,), body)
+
+    check_kernel(define(line, one("n")), *[{"n": n} for n in (5, 6, 40, 1029)], rule=row_windows)
+
+    def volume(x: Tensor) -> Tensor:
+        shape = [x.shape[0], *(d - 1 for d in x.shape[1:])]
+
+        def body(i: Any, r: Any) -> Expr:
+            return x.at(i[0], *(a + k for a, k in zip(i[1:], r, strict=True))) * 2
+
+        return reduce_over("max", shape, (2, 2, 2), body) + 1
+
+    check_kernel(define(volume, one(3, 4, "n", 12)), *[{"n": n} for n in (2, 9)], rule=row_windows)
+
+
+def test_windows_of_lines_propagate_nan_and_infinities() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 2, 9, 23)).astype(F)
+    x[0, 0, 4, 7], x[0, 1, 0, 22], x[0, 1, 5:8, 3:9], x[0, 0, 8, 0] = (
+        np.nan,
+        np.nan,
+        -np.inf,
+        np.inf,
+    )
+    for fn in ("max", "min", "sum"):
+        kernel = define(window(fn, 3, 2, 1), one(*x.shape))
+        (got,) = compile_kernel(kernel, rule=row_windows)({"x": x}, {})
+        (want,) = evaluate(kernel, {"x": x}, {})
+        np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=fn)
+
+
+def test_means_divide_by_what_is_inside() -> None:
+    """The count has an expression of its own at both ends of a line."""
+
+    def mean(x: Tensor) -> Tensor:
+        total = window("sum", 5, 1, 2)(x)
+
+        def inside(a: Expr, d: Expr) -> Expr:
+            last = apply("min", d - a + 2, 5)
+            return apply("max", last - apply("max", 2 - a, 0), 0)
+
+        return compute(
+            total.shape,
+            F,
+            lambda b, c, i, j: apply(
+                "div",
+                total.at(b, c, i, j),
+                cast(inside(i, x.shape[2]) * inside(j, x.shape[3]), F),
+            ),
+        )
+
+    for width in (8, 9, 31, "n"):
+        kernel = define(mean, one(1, 2, "n", width))
+        check_kernel(kernel, *[{"n": n} for n in (5, 8, 13)], rule=row_windows)
+
+
+def test_row_windows_decline() -> None:
+    for fn, types, why in [
+        (window("max", 3, 1, 1), one(1, 2, "n", 7), "short"),
+        (lambda x: reduce("sum", x, [1]), one(9, 64), "columns of a window"),
+        (lambda x: reduce("sum", x, [0]), one(9, 64), "no rows"),
+    ]:
+        with pytest.raises(Declined, match=why):
+            compile_kernel(define(fn, types), rule=row_windows)
+
+
 def test_reduction_with_a_formula_around_it() -> None:
     def fn(x: Tensor, y: Tensor) -> Tensor:
         mean = reduce("sum", x * x, [1], keepdims=True) / 7.0
@@ -363,6 +507,8 @@ def test_layer_norm_of_a_symbolic_row() -> None:
 
 def test_layer_norm_over_two_axes() -> None:
     kernel = define(lambda x, y: layer_norm(x, y, 2), two(("n", 6, 5), (6, 5)))
+    check_kernel(kernel, *FEW, rule=rows)
+    kernel = define(lambda x, y: layer_norm(x, y, 2), two((3, "n", 7), ("n", 1)))
     check_kernel(kernel, *FEW, rule=rows)
 
 

@@ -14,13 +14,27 @@ from onnxjit.codegen.schedule.pointwise import pointwise
 from onnxjit.codegen.schedule.recurrence import recurrence
 from onnxjit.codegen.schedule.reduction import reduction
 from onnxjit.codegen.schedule.request import Declined, Request, Variant
+from onnxjit.codegen.schedule.row_windows import row_windows
 from onnxjit.codegen.schedule.rows import rows
+from onnxjit.codegen.schedule.scan import scan
+from onnxjit.codegen.schedule.transposition import transposition
 from onnxjit.codegen.schedule.winograd import winograd
 
 Rule = Callable[[Request], LoopNest]
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    "cpu": (winograd, contraction, pointwise, depthwise, reduction, attention, rows),
+    "cpu": (
+        winograd,
+        contraction,
+        transposition,
+        pointwise,
+        depthwise,
+        row_windows,
+        scan,
+        reduction,
+        attention,
+        rows,
+    ),
     "cuda": cuda.RULES,
 }
 

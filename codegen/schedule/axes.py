@@ -243,6 +243,19 @@ def merge_axes(s: FlatStage, order: Sequence[Axis]) -> tuple[FlatStage, list[Axi
     return s, out
 
 
+def join_loops(order: Sequence[Axis], offset: Expr, value: Expr) -> tuple[list[Axis], Expr, Expr]:
+    """`merge_axes` for loops that have their names: a joined one has that of the inner."""
+    out = list(order)
+    for k in reversed(range(len(out) - 1)):
+        a, b = out[k], out[k + 1]
+        if _mergeable(FlatStage("", (), offset, value), a, b):
+            joined = Axis(b.name, poly_mul(a.extent, b.extent))
+            table: dict[Expr, Expr] = {a: ZERO, b: joined}
+            offset, value = substitute(offset, table), substitute(value, table)
+            out[k : k + 2] = [joined]
+    return out, offset, value
+
+
 def _mergeable(s: FlatStage, a: Axis, b: Axis) -> bool:
     for e in offsets_of(s):
         ca, cb = coefficient(e, a), coefficient(e, b)
@@ -277,6 +290,6 @@ def ceil_div(a: Expr, b: int) -> Expr:
 
 __all__ = [
     "FlatStage", "Layout", "by_stride", "canonical", "ceil_div", "coefficient", "flat_offset",
-    "flatten_loads", "flatten_stage", "magnitude", "merge_axes", "split_axes",
+    "flatten_loads", "flatten_stage", "join_loops", "magnitude", "merge_axes", "split_axes",
     "strides", "typical", "without",
 ]  # fmt: skip

@@ -42,6 +42,7 @@ from onnxjit.codegen.schedule.axes import (
     by_stride,
     coefficient,
     flatten_stage,
+    join_loops,
     magnitude,
     merge_axes,
     split_axes,
@@ -63,6 +64,10 @@ BLOCK = 256
 
 UNROLL = 32
 """Largest constant window that is written out."""
+
+RUN = 8
+"""Contiguous elements from which a reduction along them is vectors: the 3 columns of a window of
+many channels are none (64 x 64 channels of 56 x 56 integers, 3 x 3: 12 ms for 107)."""
 
 STEPS = 4
 """Largest distance of neighbouring outputs' reads that still makes vectors worth while."""
@@ -108,7 +113,8 @@ def lane_axis(s: FlatStage, red: Reduce, order: Sequence[Axis]) -> Axis | None:
         if not near or (as_int(last.extent) or 64) < 8:
             return None
         small = as_int(product(a.extent for a in red.axes))
-        return last if small is not None and small <= UNROLL else None
+        runs = [as_int(a.extent) or RUN for a in red.axes if unit_stride(reads, a)]
+        return last if (small is not None and small <= UNROLL) or max(runs) < RUN else None
     candidates = [a for a in s.axes if unit_stride(reads, a)]
     return candidates[0] if candidates else last
 
@@ -175,8 +181,14 @@ def replace_node(e: Expr, node: Expr, by: Expr) -> Expr:
 
 
 def accumulate(red: Reduce, order: Sequence[Axis], name: str = "acc") -> tuple[list[Stmt], Var]:
-    """Statements that leave the reduction in a scalar."""
+    """Statements that leave the reduction in a scalar.
+
+    Reduced axes that lie side by side are one loop: what a vector loop leaves over is then left
+    over once, not in each row (the sums of 64 planes of 56 x 56: 12 µs for 63).
+    """
     acc = Var(name, red.dtype)
+    order, _, joined = join_loops(order, ZERO, red.body)
+    red = Reduce(red.fn, red.axes if not order else tuple(order), joined)
     step: Stmt = Assign(acc, combine(red.fn, acc, red.body))
     guard, body = guarded(red)
     if guard is not None:

