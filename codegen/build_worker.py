@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
+import gc
 import json
 import os
 import struct
@@ -107,12 +108,17 @@ def serve(hello: dict[str, Any]) -> None:
     with contextlib.suppress(BrokenPipeError):  # the parent is gone
         write_frame(answers, {"file": os.path.abspath(__file__)})
         _warm_up(target)
+        # What is there stays. The objects of a compilation refer to each other, and most of them
+        # are alive until it ends: looking for garbage before that is in vain.
+        gc.freeze()
+        gc.disable()
         while (frame := read_frame(sys.stdin.buffer)) is not None:
             try:
                 header, body = {"ok": True}, perform(frame[0], target)
             except BaseException:
                 header, body = {"ok": False}, traceback.format_exc().encode()
             write_frame(answers, header, body)
+            gc.collect(0)
 
 
 def _warm_up(target: Target) -> None:

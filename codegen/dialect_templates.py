@@ -210,8 +210,8 @@ def _number(node: ast.expr) -> int | None:
         case ast.Constant(value=int(value)) if not isinstance(value, bool):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            value = _number(operand)
-            return None if value is None else -value
+            inner = _number(operand)
+            return None if inner is None else -inner
         case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() as op, right=right):
             a, b = _number(left), _number(right)
             if a is None or b is None:
