@@ -91,14 +91,25 @@ def compile_ir(source: str, symbols: Iterable[str] = (), filename: str = "<kerne
 
 
 def template(source: str, symbols: Sequence[str] = ()) -> Template | None:
-    """The template of a kernel source; None if there is nothing to share, or it is no Python."""
+    """The template of a kernel source; None if there is nothing to share, or it is unusual.
+
+    Nothing but the kernel may stand beside the docstring: Python would run it with markers.
+    """
+    if not source.isascii() or "\r" in source or _EXTERNAL.search(source):
+        return None
     try:
         tree = ast.parse(source)
     except SyntaxError:
         return None
+    *before, kernel = tree.body or [ast.Pass()]
+    if ast.get_docstring(tree, clean=False) is not None:
+        before = before[1:]
+    if before or not isinstance(kernel, ast.FunctionDef) or kernel.decorator_list:
+        return None
     marking = _Marking(frozenset(symbols))
-    marking.visit(tree)
-    if marking.unusual or not source.isascii() or _EXTERNAL.search(source):
+    for statement in kernel.body:
+        marking.visit(statement)
+    if marking.unusual:
         return None
     if not marking.numbers and not marking.symbols:
         return None
@@ -195,8 +206,8 @@ class _Marking(ast.NodeVisitor):
 
     def applied(self, source: str) -> str:
         starts = [0]
-        for line in source.splitlines(keepends=True):
-            starts.append(starts[-1] + len(line))
+        for line in source.split("\n"):
+            starts.append(starts[-1] + len(line) + 1)
         parts, end = [], 0
         for first, column, last, last_column, text in sorted(self.edits):
             parts += [source[end : starts[first - 1] + column], text]

@@ -176,7 +176,19 @@ def test_a_number_like_a_marker_is_compiled_directly() -> None:
     assert template(body("y[i*3] = float64(4000000000000007)")) is None
     assert template(body("y[i*3] = x[i] # café")) is None
     assert template(body("y[i*3] = x[")) is None
+    assert template("") is None
     check(body("y[i*3] = float64(4000000000000007.0) + float64(0.4000000000000007)", "float64"))
+
+
+def test_code_beside_the_kernel_sees_no_markers() -> None:
+    source = body("y[i*3] = x[i]")
+    assert template('"""Text."""\n' + source) is not None
+    assert template("for k in range(9): pass\n" + source) is None
+    assert template("FASTMATH = ()\n" + source) is None
+    assert template(source + "\nn = [3][0]\n") is None
+    assert template("def decorate(f): return f\n@decorate" + source) is None
+    check("FASTMATH = ()\n" + source)
+    check(body("y[i*3] = \f x[i + 4]"))
 
 
 def test_a_changed_marker_is_noticed_once(
