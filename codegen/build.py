@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
-import queue
 import sys
 import threading
 import traceback
@@ -29,6 +28,7 @@ from onnxjit.codegen.build_process import (
     WorkerError,
     WorkerProcess,
 )
+from onnxjit.codegen.build_queue import JobQueue, template_name
 from onnxjit.codegen.cache import Cache
 from onnxjit.codegen.fingerprint import content_key, modules_digest
 from onnxjit.codegen.target import Target, host
@@ -81,7 +81,7 @@ class Builder:
         self.cache = cache
         self.compiled = 0  # how many jobs no cache answered
         self._futures: dict[str, Future[bytes]] = {}
-        self._queue: queue.SimpleQueue[tuple[_Job, Future[bytes]] | None] = queue.SimpleQueue()
+        self._queue: JobQueue[tuple[_Job, Future[bytes]]] = JobQueue()
         self._workers: list[WorkerProcess] = []
         self._lock = threading.RLock()
         self._owner = os.getpid()
@@ -133,9 +133,7 @@ class Builder:
 
         Raises like `result`, for the first kernel that fails; the ones not begun are dropped.
         """
-        # Long kernels first: none of them is left over when the other workers have finished.
-        ordered = sorted(sources, key=lambda source: -len(source.text))
-        keys = list(dict.fromkeys(self.submit(source) for source in ordered))
+        keys = list(dict.fromkeys(self.submit(source) for source in sources))
         futures = {self._futures[key]: key for key in keys}
         try:
             for number, future in enumerate(as_completed(futures), 1):
@@ -172,8 +170,7 @@ class Builder:
             workers, self._workers = self._workers, []
         for future in self._futures.values():
             future.cancel()
-        for _ in workers:
-            self._queue.put(None)
+        self._queue.close()
         for worker in workers:
             worker.stop()
 
@@ -214,7 +211,7 @@ class Builder:
             except WorkerError as error:
                 future.set_exception(error)
             else:
-                self._queue.put((job, future))
+                self._queue.put((job, future), job.template, job.size)
 
     def _add_worker(self) -> None:
         worker = WorkerProcess(self.target)
@@ -224,7 +221,8 @@ class Builder:
         ).start()
 
     def _feed(self, worker: WorkerProcess) -> None:
-        while (item := self._queue.get()) is not None:
+        templates: set[str] = set()
+        while (item := self._queue.take(templates)) is not None:
             job, future = item
             if future.set_running_or_notify_cancel():
                 self._finish(job, future, worker.compile)
@@ -282,12 +280,17 @@ def _failed(future: Future[bytes]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One request to a worker; `kind` is the cache's folder for the result, "" for none."""
+    """One request to a worker; `kind` is the cache's folder for the result, "" for none.
+
+    `template` and `size` say which worker takes it when (`JobQueue`).
+    """
 
     kind: str
     key: str
     label: str
     request: Mapping[str, Any]
+    template: str
+    size: int
 
 
 def _kernel_job(do: str, source: Source, target: Target) -> _Job:
@@ -301,14 +304,15 @@ def _kernel_job(do: str, source: Source, target: Target) -> _Job:
         "wide": source.wide,
     }
     label = f"kernel {source.name!r}"
+    rank = template_name(source.text, source.symbols), len(source.text)
     if do == "object":
-        return _Job("kernels", own, label, request)
-    return _Job("", f"{own}.{do}", label, request)
+        return _Job("kernels", own, label, request, *rank)
+    return _Job("", f"{own}.{do}", label, request, *rank)
 
 
 def _tile_job(symbol: str, target: Target) -> _Job:
     request = {"do": "tile", "symbol": symbol}
-    return _Job("tiles", tile_key(symbol, target), f"micro-kernel {symbol!r}", request)
+    return _Job("tiles", tile_key(symbol, target), f"micro-kernel {symbol!r}", request, symbol, 0)
 
 
 def _key(kind: str, target: Target, *parts: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
+import gc
 import json
 import os
 import struct
@@ -107,19 +108,24 @@ def serve(hello: dict[str, Any]) -> None:
     with contextlib.suppress(BrokenPipeError):  # the parent is gone
         write_frame(answers, {"file": os.path.abspath(__file__)})
         _warm_up(target)
+        # What is there stays. The objects of a compilation refer to each other, and most of them
+        # are alive until it ends: looking for garbage before that is in vain.
+        gc.freeze()
+        gc.disable()
         while (frame := read_frame(sys.stdin.buffer)) is not None:
             try:
                 header, body = {"ok": True}, perform(frame[0], target)
             except BaseException:
                 header, body = {"ok": False}, traceback.format_exc().encode()
             write_frame(answers, header, body)
+            gc.collect(0)
 
 
 def _warm_up(target: Target) -> None:
     """Import what the first job needs, while the parent is still busy with its model."""
-    from onnxjit.codegen import dialect
+    from onnxjit.codegen import dialect_templates
 
-    del dialect
+    del dialect_templates
     _machine(target, False)
 
 
@@ -156,9 +162,9 @@ def _interleave_long_loops() -> None:
 def _optimised(job: Mapping[str, Any], target: Target, machine: Any) -> Any:
     import llvmlite.binding as llvm
 
-    from onnxjit.codegen import dialect
+    from onnxjit.codegen import dialect_templates
 
-    text = dialect.compile_ir(job["text"], job["externals"], job["file"])
+    text = dialect_templates.compile_ir(job["text"], job["externals"], job["file"])
     # A context of its own, so that types and constants go with the module.
     module = llvm.parse_assembly(text, llvm.create_context())
     module.triple = target.triple

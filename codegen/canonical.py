@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from onnxjit.codegen.expr import Axis, Expr, Load, Reduce, rebuild, walk
 from onnxjit.codegen.kernel import Kernel, Stage, TensorType
@@ -23,8 +24,19 @@ class Canonical:
         return k.name, k.inputs, k.outputs, k.stages, k.clock, tuple(k.types.items())
 
 
+_known: WeakKeyDictionary[Kernel, Canonical] = WeakKeyDictionary()
+"""Every pass asks for the same kernels."""
+
+
 def canonical(kernel: Kernel) -> Canonical:
     """The kernel under standard names (sizes keep theirs)."""
+    found = _known.get(kernel)
+    if found is None:
+        found = _known[kernel] = _canonical(kernel)
+    return found
+
+
+def _canonical(kernel: Kernel) -> Canonical:
     order = dict.fromkeys((*kernel.inputs, *kernel.outputs, *(s.buffer for s in kernel.stages)))
     names = {b: f"b{n}" for n, b in enumerate(order)}
     axes: dict[Expr, Expr] = {}

@@ -6,7 +6,7 @@ A kernel source is Python text that defines
 
 with C signature void(void** ptrs, int64* ints, void* scratch, int64 begin, int64 end), its free
 names taken from `namespace`. `compile_ir` turns it into LLVM IR of an external function named
-"kernel" that refers to nothing of Numba or Python. `python_namespace` has the same names as plain
+"kernel" that refers to nothing of Numba or Python. `dialect_python` has the same names as plain
 Python, for stepping through a kernel with a debugger.
 
 Buffers of different scopes are promised not to overlap, except that a loop may read and write the
@@ -25,7 +25,6 @@ from onnxjit.codegen import dialect_loops as _loops  # noqa: F401  (registers ra
 from onnxjit.codegen import scalar_math
 from onnxjit.codegen.dialect_compile import FASTMATH, lower
 from onnxjit.codegen.dialect_external import external_function
-from onnxjit.codegen.dialect_python import python_namespace
 from onnxjit.codegen.dialect_scalar import scalar_operations
 from onnxjit.codegen.dialect_table import family_of
 from onnxjit.codegen.dialect_types import buffer_operations
@@ -35,7 +34,6 @@ __all__ = [
     "compile_ir",
     "external_symbols",
     "namespace",
-    "python_namespace",
 ]
 
 external_symbols = scalar_math.external_symbols

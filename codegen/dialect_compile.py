@@ -9,17 +9,21 @@ caller's pipeline.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import cache
 from types import FunctionType
 from typing import Any
 
 from llvmlite import ir
-from numba.core import compiler, cpu, funcdesc, types, typing
+from numba.core import bytecode, compiler, cpu, funcdesc, interpreter, types, typing
+from numba.core import ir as numba_ir
 from numba.core.callconv import create_error_model
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.errors import NumbaWarning, WarningsFixer
 from numba.core.lowering import Lower
 from numba.core.targetconfig import ConfigStack
-from numba.core.typed_passes import type_inference_stage
+from numba.core.transforms import canonicalize_cfg
+from numba.core.typeinfer import TypeInferer
 
 from onnxjit.codegen.dialect_convert import I64, POINTER, convert, llvm_type
 from onnxjit.codegen.dialect_types import (
@@ -125,6 +129,55 @@ def _mangle(name: str, argtypes: Any, *, abi_tags: Any = (), uid: Any = None) ->
     return "onnxjit.environment" if "NumbaEnv" in name else "onnxjit.body"
 
 
+class _Interpreter(interpreter.Interpreter):
+    """Bytecode -> Numba IR without what follows for `with`, `try` and starred arguments."""
+
+    def post_process(self, peepholes: Any, func_ir: Any) -> Any:
+        return func_ir
+
+
+def _interpret(function: FunctionType) -> Any:
+    """Numba's IR of a function; lifetimes of variables are left out, as nothing is counted."""
+    func_id = bytecode.FunctionIdentity.from_function(function)
+    func_ir = _Interpreter(func_id).interpret(bytecode.ByteCode(func_id))
+    func_ir.blocks = canonicalize_cfg(func_ir.blocks)
+    func_ir.generator_info = None
+    return func_ir
+
+
+class _Silent(WarningsFixer):
+    """Typing asks for a place for warnings at each constraint; the dialect's rules have none."""
+
+    def __init__(self) -> None:
+        super().__init__(NumbaWarning)
+
+    def catch_warnings(self, filename: Any = None, lineno: Any = None) -> Any:
+        return nullcontext()
+
+
+def _infer(typing_context: _Typing, func_ir: Any) -> tuple[Any, Any, Any]:
+    """(types of variables, type of the result, signatures of calls)."""
+    inference = TypeInferer(typing_context, func_ir, _Silent())
+    for position, (name, type_) in enumerate(zip(func_ir.arg_names, ARGUMENTS, strict=True)):
+        inference.seed_argument(name, position, type_)
+    inference.seed_return(types.none)
+    inference.build_constraint()
+    inference.propagate()
+    found: tuple[Any, Any, Any] = inference.unify()
+    return found
+
+
+class _Lower(Lower):
+    """Lowers assignments without Numba's traces, for which it prints every instruction."""
+
+    def lower_inst(self, inst: Any) -> None:
+        if isinstance(inst, numba_ir.Assign):
+            type_ = self.typeof(inst.target.name)
+            self.storevar(self.lower_assign(type_, inst), inst.target.name)
+        else:
+            super().lower_inst(inst)
+
+
 @cache
 def _contexts() -> tuple[_Typing, _Target]:
     typing_context = _Typing()
@@ -149,17 +202,15 @@ def lower(
         context = target.subtarget(error_model=create_error_model("numpy", target))
         typing_context.refresh()
         context.refresh()
-        func_ir = compiler.run_frontend(function)
-        typemap, return_type, calltypes, _ = type_inference_stage(
-            typing_context, context, func_ir, ARGUMENTS, types.none, {}
-        )
+        func_ir = _interpret(function)
+        typemap, return_type, calltypes = _infer(typing_context, func_ir)
         fndesc = funcdesc.PythonFunctionDescriptor.from_specialized_function(
             func_ir, typemap, return_type, calltypes, mangler=_mangle,
             inline=False, noalias=False, abi_tags=(),
         )  # fmt: skip
         library = _Library(context.codegen(), native_half)
         with context.push_code_library(library):
-            Lower(context, library, fndesc, func_ir).lower()
+            _Lower(context, library, fndesc, func_ir).lower()
     module = library.module
     assert module is not None
     inner = module.globals[fndesc.llvm_func_name]

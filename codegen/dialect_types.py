@@ -91,7 +91,7 @@ Emitter = Callable[..., Any]
 
 
 class Operation:
-    """A callable name of the dialect. Calling it from Python is an error: see python_namespace."""
+    """A callable name of the dialect. Calling it from Python is an error: see dialect_python."""
 
     def __init__(self, name: str, rule: Rule, emit: Emitter) -> None:
         self.__name__ = name

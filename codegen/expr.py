@@ -299,8 +299,6 @@ def poly_mul(a: Expr, b: Expr) -> Expr:
 
 def apply(fn: str, *args: Any, dtype: str | None = None) -> Expr:
     """`fn(*args)` simplified; Python numbers take the dtype of the first expression argument."""
-    from onnxjit.codegen import simplify
-
     first = next((a for a in args if isinstance(a, Expr)), None)
     like = first.dtype if first is not None else INDEX
     if fn == "select" and len(args) == 3:
@@ -384,8 +382,6 @@ def rewrite(
 
 def rebuild(x: Expr, go: Callable[[Expr], Expr]) -> Expr:
     """`x` with `go` applied to its children, simplified again."""
-    from onnxjit.codegen import simplify
-
     if isinstance(x, Apply):
         args = tuple(go(a) for a in x.args)
         return x if args == x.args else simplify.build(x.fn, args, x.dtype)
@@ -435,6 +431,8 @@ def substitute(e: Expr, table: Mapping[Expr, Expr]) -> Expr:
 
 def map_loads(e: Expr, fn: Callable[[Load], Expr | None]) -> Expr:
     """Replaces loads; `fn` sees loads whose own indices are already rewritten."""
+    if not loads(e):
+        return e
     return rewrite(e, lambda x: fn(x) if isinstance(x, Load) else None)
 
 
@@ -462,3 +460,6 @@ def to_text(e: Expr) -> str:
     assert isinstance(e, Reduce)
     axes = ", ".join(f"{a.name}<{to_text(a.extent)}" for a in e.axes)
     return f"{e.fn}[{axes}]({to_text(e.body)})"
+
+
+from onnxjit.codegen import simplify  # noqa: E402  (each needs the other; it needs these names)

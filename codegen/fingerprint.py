@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -95,17 +95,27 @@ def modules_digest(folder: Path, package: str, *roots: str) -> str:
     return content_key([part for name in sorted(texts) for part in (name.encode(), texts[name])])
 
 
+_IMPORT = re.compile(
+    rb"^[ \t]*(?:from[ \t]+([.\w]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)|import[ \t]+([^\n]*))",
+    re.MULTILINE,
+)
+_COMMENT = re.compile(r"#[^\n]*")
+
+
 def _imports(text: bytes, package: str) -> Iterator[str]:
+    # Parsing would take 0.13 s for all of the compiler, in each process that compiles.
     prefix = f"{package}."
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = f"{package}.{node.module or ''}".rstrip(".") if node.level else node.module
-            found = [f"{module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        yield from (name[len(prefix) :].split(".")[0] for name in found if name.startswith(prefix))
+    for found in _IMPORT.finditer(text):
+        module, names, plain = (part.decode() for part in found.groups(b""))
+        listed = [
+            name.split()[0]
+            for name in _COMMENT.sub("", names or plain).strip("()").split(",")
+            if name.strip()
+        ]
+        if module.startswith("."):
+            module = f"{package}.{module.lstrip('.')}".rstrip(".")
+        full = [f"{module}.{name}" for name in listed] if module else listed
+        yield from (name[len(prefix) :].split(".")[0] for name in full if name.startswith(prefix))
 
 
 def _pieces(part: Content) -> Iterator[bytes | memoryview]:

@@ -85,7 +85,7 @@ class Stage:
         return f"for {axes or '()'}: {self.buffer}[{where}] = {to_text(self.value)}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Kernel:
     """Stages in execution order; `types` gives every buffer's type; the rest are temporaries.
 

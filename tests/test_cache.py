@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from onnxjit.codegen.cache import BLOBS, Cache, CacheError
-from onnxjit.codegen.fingerprint import content_key, stamp
+from onnxjit.codegen.fingerprint import content_key, modules_digest, stamp
 
 KEY = "0123456789abcdef0123456789abcdef"
 OTHER = "f" * 32
@@ -314,3 +314,26 @@ def test_content_key(tmp_path: Path) -> None:
     assert content_key([b"ab", b"c"]) != content_key([b"a", b"bc"])
     assert content_key(b"a", b"x") != content_key(b"a", b"y")
     assert content_key([b"a", b"b"]) != content_key([b"b", b"a"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from pkg.b import x",
+        "    from pkg.b import (\n    x,\n    y,\n)",
+        "import sys, pkg.b as b  # noqa",
+        "from pkg import c, b",
+        "from pkg import (  # a, comment\n    c,  # of c\n    b,\n)",
+        "from .b import x",
+        "from . import b",
+    ],
+)
+def test_digest_follows_imports(tmp_path: Path, text: str) -> None:
+    modules = {"a": text, "b": "import pkg.d", "c": "", "d": "", "other": "import pkg.a"}
+    for name, content in modules.items():
+        (tmp_path / f"{name}.py").write_text(content)
+    before = modules_digest(tmp_path, "pkg", "a")
+    (tmp_path / "other.py").write_text("changed")
+    assert modules_digest(tmp_path, "pkg", "a") == before
+    (tmp_path / "d.py").write_text("changed")
+    assert modules_digest(tmp_path, "pkg", "a") != before

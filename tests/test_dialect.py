@@ -383,7 +383,7 @@ def test_every_function_interpreted() -> None:
     y = np.zeros((x.size, len(names)), np.float32)
     run_both(pointwise("0").replace("        y[i] = 0\n", "".join(lines)), [x, y], [], 0, x.size)
     assert y[:, : names.index("acosh")].all()
-    assert set(dialect.namespace()) == set(dialect.python_namespace())
+    assert set(dialect.namespace()) == set(dialect_python.python_namespace())
 
 
 def test_bit_casts() -> None:
@@ -505,7 +505,7 @@ def test_rejected_symbols() -> None:
     with pytest.raises(ValueError, match="family"):
         dialect.namespace(["system"])
     with pytest.raises(ValueError, match="family"):
-        dialect.python_namespace(["gemm_f32_4x8_scalar; evil"])
+        dialect_python.python_namespace(["gemm_f32_4x8_scalar; evil"])
 
 
 def test_interpreter_needs_no_numba() -> None:

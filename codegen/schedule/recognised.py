@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from onnxjit.codegen.canonical import canonical
 from onnxjit.codegen.kernel import Kernel
@@ -20,13 +21,17 @@ class Operands(NamedTuple):
     y: str
 
 
+_Question = tuple[tuple[tuple[str, Layout], ...], frozenset[str], Target]
+_known: WeakKeyDictionary[Kernel, dict[_Question, Operands | None]] = WeakKeyDictionary()
+"""By canonical kernel; the passes ask one after the other."""
+
+
 class Recogniser:
     """Answers for the kernels of one program; `constants` are its constant values."""
 
     def __init__(self, target: Target, constants: frozenset[str]) -> None:
         self._target = target
         self._constants = constants
-        self._known: dict[object, Operands | None] = {}
 
     def operands(self, k: Kernel, layouts: Mapping[str, Layout]) -> Operands | None:
         """The operands of the contraction that `k` is; None if it is none."""
@@ -35,12 +40,13 @@ class Recogniser:
         same = canonical(k)
         own = {b: layouts[v] for b, v in same.buffers.items() if v in layouts}
         constants = frozenset(b for b, v in same.buffers.items() if v in self._constants)
-        key = (same.key, tuple(own.items()), constants)
-        if key not in self._known:
+        answers = _known.setdefault(same.kernel, {})
+        question = (tuple(own.items()), constants, self._target)
+        if question not in answers:
             try:
                 c = recognise(Request(same.kernel, own, self._target, constants))
-                self._known[key] = Operands(c.x.buffer, c.y.buffer)
+                answers[question] = Operands(c.x.buffer, c.y.buffer)
             except Declined:
-                self._known[key] = None
-        found = self._known[key]
+                answers[question] = None
+        found = answers[question]
         return found and Operands(same.buffers[found.x], same.buffers[found.y])
