@@ -130,8 +130,8 @@ def wide(nest: LoopNest) -> bool:
 
 
 RESIDENT = 2
-"""Constants that take this many times less than the last cache stay there: other data passes through
-it, too, and some constants grow when they are packed."""
+"""Constants of a model stay in the last cache if it holds so many times their size: other data
+passes through it, too, and some constants grow when they are packed."""
 
 
 class _Generator:
