@@ -2,14 +2,15 @@
 
 `python -m benchmarks readme` writes it between the two marks, and headline.svg and
 headline-dark.svg beside the results; with `--check` it only says whether the text is what the
-results give. A file that is not there adds nothing; models.json is needed.
+results give. A file that is not there adds nothing; models.json is needed. Folders in `results/`
+hold earlier results of other machines, of which the headline is shown.
 """
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,27 @@ def section(results: Path, root: Path) -> str:
         f'src="{folder}/{PLOTS["light"]}">\n</picture>',
         _every_model(rows),
         _others(results),
-        "\n".join(["Measured on:", "", *(f"- {line}" for line in describe(data["machine"]))]),
+        _measured(data),
+        *(_elsewhere(path) for path in sorted(Path(results).glob("*/models.json"))),
     ]
     return "\n\n".join(block for block in blocks if block)
+
+
+def _measured(data: Mapping[str, Any]) -> str:
+    return "\n".join(["Measured on:", "", *(f"- {line}" for line in describe(data["machine"]))])
+
+
+def _elsewhere(models: Path) -> str:
+    """The headline of an earlier result of another machine, folded."""
+    data = against.load(models)
+    what = f"Earlier, on another machine: {models.parent.name}"
+    blocks = [
+        f"<details><summary>{what}</summary>",
+        _headline(data["rows"]),
+        _measured(data),
+        "</details>",
+    ]
+    return "\n\n".join(blocks)
 
 
 def _headline(rows: Sequence[Row]) -> str:

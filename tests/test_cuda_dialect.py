@@ -71,7 +71,11 @@ def on_cpu() -> Callable[[str, Sequence[str]], Callable[..., Any]]:
             if f.is_declaration and f.name.startswith("__nv_"):
                 address = ctypes.cast(getattr(libm, f.name[5:]), ctypes.c_void_p).value
                 binding.add_symbol(f.name, address)
-        machine = binding.Target.from_default_triple().create_target_machine(jit=True)
+        # Without the processor's own conversions, those of float16 are calls of compiler-rt.
+        features = binding.get_host_cpu_features().flatten()
+        machine = binding.Target.from_default_triple().create_target_machine(
+            features=features, jit=True
+        )
         engine = binding.create_mcjit_compiler(parsed, machine)
         engine.finalize_object()
         out = "bool" if is_bool else str(sig.return_type)

@@ -162,7 +162,8 @@ def test_breakpoints_stop_in_the_kernels_file(model, tmp_path):
         stops = Stops(path, RELU)
         stops.runcall(kernel.interpret, source, dims={"n": 2})
         names = {name for name, _ in stops.seen}
-        assert names == {str(path)} and len(stops.seen) >= 64
+        # Two rows of the first tile, whose width is the machine's: 8 columns at least.
+        assert names == {str(path)} and len(stops.seen) >= 2 * 8
         scope = stops.seen[0][1]
         assert scope["n0"] == 2 and scope["tile"] == 0
 
