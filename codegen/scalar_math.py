@@ -5,8 +5,8 @@ instructions carries a fast-math flag: reassociation would undo the compensated 
 argument reduction, rounding by adding a large constant), so nothing may add flags to functions
 whose name starts with `PREFIX`.
 
-Sources: Cephes (exp, log, tanh, asin, atan in single precision), FreeBSD msun (log in double
-precision). The rarer single-precision functions work in double
+Exponentials and logarithms, and what belongs to circles, are in files of their own; here are the
+functions made of them, and the tables. The rarer single-precision functions work in double
 precision, where cancellation that would cost too much in float does no harm.
 """
 
@@ -18,181 +18,29 @@ from typing import Any
 
 from llvmlite import ir
 
-from onnxjit.codegen.scalar_builder import FLOAT32, FLOAT64, Scalar, inverse_turn_chunks
+from onnxjit.codegen.scalar_builder import FLOAT32, FLOAT64, Scalar
+from onnxjit.codegen.scalar_exponential import (
+    SMALLEST_EXPONENT,
+    exp2_32,
+    exp32,
+    exp64,
+    exp_inside,
+    half_exp_less_one,
+    log1p32,
+    log32,
+    log64,
+)
+from onnxjit.codegen.scalar_trigonometry import (
+    SMALL,
+    acos32,
+    asin32,
+    atan32,
+    cos32,
+    sin32,
+    tan32,
+)
 
 PREFIX = "onnxjit."
-
-_LN2_HIGH_32 = 0.693359375  # few bits: n * high is exact for |n| < 2**15
-_LN2_LOW_32 = -2.12194440e-4
-_LN2_HIGH_64 = 6.93147180369123816490e-01
-_LN2_LOW_64 = 1.90821492927058770002e-10
-_SMALL = 2.0**-12  # below: a short Taylor series is exact to float32
-
-
-_SMALLEST_EXPONENT = -126 * math.log(2)  # of e: below, results are denormal and count as zero
-
-
-def _power_less_one(s: Scalar, r: Any) -> Any:
-    """e**r - 1 for |r| <= ln(2) / 2 (Cephes expf)."""
-    p = s.poly(
-        r,
-        (
-            1.9875691500e-4,
-            1.3981999507e-3,
-            8.3334519073e-3,
-            4.1665795894e-2,
-            1.6666665459e-1,
-            5.0000001201e-1,
-        ),
-    )
-    return s.fma(s.mul(r, r), p, r)
-
-
-def _exp_core(s: Scalar, bits: Any, r: Any) -> Any:
-    """2**n * e**r for |r| <= ln(2) / 2, where the result is a normal number.
-
-    `bits` are those of n plus 1.5 * 2**23, whose low ones are n: shifted to the exponent's place
-    they are added to it, which wraps where the result is no normal number.
-    """
-    y = s.add(_power_less_one(s, r), 1.0)
-    return s.from_bits(s.iadd(s.to_bits(y), s.shl(bits, s.mantissa_bits)))
-
-
-def _reduced(s: Scalar, x: Any) -> tuple[Any, Any]:
-    """(bits, r) with x = n ln(2) + r, n the nearest integer, in the form of `_exp_core`."""
-    magic = 1.5 * 2.0**s.mantissa_bits
-    shifted = s.fma(x, 1 / math.log(2), magic)
-    n = s.sub(shifted, magic)
-    r = s.fma(n, -_LN2_HIGH_32, x)
-    return s.to_bits(shifted), s.fma(n, -_LN2_LOW_32, r)
-
-
-def _exp_inside(s: Scalar, x: Any) -> Any:
-    """e**x where neither x is NaN nor the result anything but a normal number."""
-    return _exp_core(s, *_reduced(s, x))
-
-
-def _half_exp_less_one(s: Scalar, x: Any) -> Any:
-    """(e**x - 1) / 2 where x is not NaN and e**x at least 2**-125, infinity where that overflows:
-    2**(n-1) times e**r - 1, plus 2**(n-1) - 1/2."""
-    bits, r = _reduced(s, x)
-    power = s.from_bits(s.iadd(s.shl(bits, s.mantissa_bits), s.bits_of(0.5)))
-    return s.fma(power, _power_less_one(s, r), s.sub(power, 0.5))
-
-
-def _exp_range(s: Scalar, x: Any, y: Any, low: float, high: float) -> Any:
-    """y, or what belongs to x outside of [low, high): zero, infinity, NaN."""
-    y = s.select(s.lt(x, high), y, s.add(x, math.inf))
-    return s.select(s.lt(x, low), 0.0, y)
-
-
-def _exp32(s: Scalar, x: Any) -> Any:
-    return _exp_range(s, x, _exp_inside(s, x), _SMALLEST_EXPONENT, 88.72283935546875)
-
-
-def _exp2_32(s: Scalar, x: Any) -> Any:
-    magic = 1.5 * 2.0**s.mantissa_bits
-    shifted = s.add(x, magic)
-    n = s.sub(shifted, magic)
-    r = s.mul(s.sub(x, n), math.log(2))
-    return _exp_range(s, x, _exp_core(s, s.to_bits(shifted), r), -126.0, 128.0)
-
-
-def _exp64(s: Scalar, x: Any) -> Any:
-    x = s.clamp_keep_nan(x, -746.0, 710.0)
-    n, k = s.nearest(s.mul(x, 1 / math.log(2)))
-    r = s.fma(n, -_LN2_HIGH_64, x)
-    r = s.fma(n, -_LN2_LOW_64, r)
-    p = s.poly(r, [1 / math.factorial(i) for i in range(13, 1, -1)])
-    y = s.add(s.fma(s.mul(r, r), p, r), 1.0)
-    return s.scale(y, k)
-
-
-def _split(s: Scalar, x: Any) -> tuple[Any, Any]:
-    """(f, e) with |x| = (1 + f) * 2**e and sqrt(1/2) <= 1 + f < sqrt(2); x finite and > 0."""
-    tiny = s.lt(x, s.smallest_normal)
-    shift = s.mantissa_bits
-    scaled = s.select(tiny, s.mul(x, 2.0**shift), x)
-    half = s.bits_of(math.sqrt(0.5))
-    bits = s.isub(s.to_bits(scaled), half)
-    e = s.int_to_float(s.ashr(bits, shift))
-    e = s.sub(e, s.select(tiny, float(shift), 0.0))
-    m = s.from_bits(s.iadd(s.iand(bits, (1 << shift) - 1), half))
-    return s.sub(m, 1.0), e
-
-
-def _log_edges(s: Scalar, x: Any, y: Any) -> Any:
-    """log outside of the finite positive numbers."""
-    y = s.select(s.lt(x, math.inf), y, x)  # +inf and NaN are returned as they are
-    y = s.select(s.lt(x, 0.0), math.nan, y)
-    return s.select(s.eq(x, 0.0), -math.inf, y)
-
-
-def _log_core(s: Scalar, f: Any, e: Any) -> Any:
-    """log((1 + f) 2**e) for f of `_split` (Cephes logf)."""
-    z = s.mul(f, f)
-    p = s.poly(
-        f,
-        (
-            7.0376836292e-2,
-            -1.1514610310e-1,
-            1.1676998740e-1,
-            -1.2420140846e-1,
-            1.4249322787e-1,
-            -1.6668057665e-1,
-            2.0000714765e-1,
-            -2.4999993993e-1,
-            3.3333331174e-1,
-        ),
-    )
-    y = s.mul(s.mul(f, z), p)
-    y = s.fma(e, _LN2_LOW_32, y)
-    y = s.fma(z, -0.5, y)
-    return s.fma(e, _LN2_HIGH_32, s.add(f, y))
-
-
-def _log32(s: Scalar, x: Any) -> Any:
-    return _log_edges(s, x, _log_core(s, *_split(s, x)))
-
-
-def _log1p32(s: Scalar, x: Any) -> Any:
-    """log(u 2**e) for u 2**e = 1 + x, with what that sum has lost added to u."""
-    sum_ = s.add(x, 1.0)
-    f, e = _split(s, sum_)
-    # exact: the smaller of the two is taken off first
-    lost = s.select(s.lt(1.0, x), s.sub(1.0, s.sub(sum_, x)), s.sub(x, s.sub(sum_, 1.0)))
-    # beyond 2**30 the 1 counts for nothing, and the scale would be denormal
-    exponent = s.iand(s.isub(s.to_bits(sum_), s.bits_of(math.sqrt(0.5))), -1 << s.mantissa_bits)
-    scale = s.from_bits(s.isub(s.integer(s.bits_of(1.0)), exponent))
-    f = s.select(s.lt(x, 2.0**30), s.fma(lost, scale, f), f)
-    y = _log_edges(s, sum_, _log_core(s, f, e))
-    # keeps the sign of zero, and what is lost where denormals are zero
-    return s.select(s.lt(s.abs(x), 2.0**-24), x, y)
-
-
-def _log64(s: Scalar, x: Any) -> Any:
-    f, e = _split(s, x)
-    t = s.div(f, s.add(f, 2.0))
-    z = s.mul(t, t)
-    r = s.mul(
-        z,
-        s.poly(
-            z,
-            (
-                1.479819860511658591e-01,
-                1.531383769920937332e-01,
-                1.818357216161805012e-01,
-                2.222219843214978396e-01,
-                2.857142874366239149e-01,
-                3.999999999940941908e-01,
-                6.666666666666735130e-01,
-            ),
-        ),
-    )
-    h = s.mul(s.mul(f, f), 0.5)
-    inner = s.fma(e, _LN2_LOW_64, s.mul(t, s.add(h, r)))
-    y = s.fma(e, _LN2_HIGH_64, s.sub(f, s.sub(h, inner)))
-    return _log_edges(s, x, y)
 
 
 def _tanh32(s: Scalar, x: Any) -> Any:
@@ -200,7 +48,7 @@ def _tanh32(s: Scalar, x: Any) -> Any:
     a = s.abs(x)
     # beyond 9.02 the result is 1; a NaN stays
     t = s.select(s.lt(9.02, a), 9.02, a)
-    half = _half_exp_less_one(s, s.add(t, t))
+    half = half_exp_less_one(s, s.add(t, t))
     return s.copysign(s.div(half, s.add(half, 1.0)), x)
 
 
@@ -254,9 +102,9 @@ def _sigmoid(s: Scalar, x: Any) -> Any:
 
 def _sigmoid32(s: Scalar, x: Any) -> Any:
     """1 / (1 + e**-x); zero where that is denormal."""
-    t = s.clamp_keep_nan(s.neg(x), -87.0, -_SMALLEST_EXPONENT)
-    y = s.div(1.0, s.add(_exp_inside(s, t), 1.0))
-    y = s.select(s.lt(x, _SMALLEST_EXPONENT), 0.0, y)
+    t = s.clamp_keep_nan(s.neg(x), -87.0, -SMALLEST_EXPONENT)
+    y = s.div(1.0, s.add(exp_inside(s, t), 1.0))
+    y = s.select(s.lt(x, SMALLEST_EXPONENT), 0.0, y)
     return s.select(s.is_nan(x), x, y)
 
 
@@ -276,109 +124,9 @@ def _rsqrt(s: Scalar, x: Any) -> Any:
     return s.div(1.0, s.intrinsic("sqrt", x))
 
 
-def _quadrant(s: Scalar, x: Any) -> tuple[Any, Any]:
-    """(r, q): x = q * pi/2 + r modulo 2 pi, |r| <= pi/4, for every finite float32.
-
-    Payne and Hanek's reduction without a table: 1 / (2 pi) in chunks of 29 bits, so each product
-    with a 24-bit mantissa is exact in double precision and so is its fractional part. Partial sums
-    go from the largest chunk to the smallest and lose nothing that matters.
-    """
-    d = s.wide()
-    wide = s.extend(x)
-    turns = None
-    for chunk in inverse_turn_chunks():
-        p = d.mul(wide, chunk)
-        p = d.sub(p, d.intrinsic("rint", p))
-        turns = p if turns is None else d.add(turns, p)
-        turns = d.sub(turns, d.intrinsic("rint", turns))
-    quarter = d.mul(turns, 4.0)
-    n, k = d.nearest(quarter)
-    r = s.truncate(d.mul(d.sub(quarter, n), math.pi / 2))
-    return r, s.narrow_int(k)
-
-
-def _tiny_or(s: Scalar, x: Any, y: Any) -> Any:
-    """x where sin x and tan x round to x (which also keeps the sign of zero), else y."""
-    return s.select(s.lt(s.abs(x), _SMALL), x, y)  # x**3 / 3 < ulp / 2
-
-
-def _sine_cosine(s: Scalar, r: Any) -> tuple[Any, Any]:
-    """Sine and cosine on [-pi/4, pi/4] (Cephes)."""
-    z = s.mul(r, r)
-    p = s.poly(z, (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1))
-    sine = s.fma(s.mul(p, z), r, r)
-    p = s.poly(z, (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2))
-    cosine = s.add(s.fma(z, -0.5, s.mul(s.mul(z, z), p)), 1.0)
-    return sine, cosine
-
-
-def _trigonometric(s: Scalar, x: Any, shift: int) -> Any:
-    r, q = _quadrant(s, x)
-    sine, cosine = _sine_cosine(s, r)
-    q = s.iadd(q, shift)
-    y = s.select(s.odd(q), cosine, sine)
-    return s.from_bits(s.ixor(s.to_bits(y), s.shl(s.iand(q, 2), 30)))
-
-
-def _sin32(s: Scalar, x: Any) -> Any:
-    return _tiny_or(s, x, _trigonometric(s, x, 0))
-
-
-def _cos32(s: Scalar, x: Any) -> Any:
-    return _trigonometric(s, x, 1)
-
-
-def _tan32(s: Scalar, x: Any) -> Any:
-    r, q = _quadrant(s, x)
-    sine, cosine = _sine_cosine(s, r)
-    odd = s.odd(q)
-    y = s.div(s.select(odd, s.neg(cosine), sine), s.select(odd, sine, cosine))
-    return _tiny_or(s, x, y)
-
-
-def _asin_core(s: Scalar, x: Any, z: Any) -> Any:
-    p = s.poly(
-        z, (4.2163199048e-2, 2.4181311049e-2, 4.5470025998e-2, 7.4953002686e-2, 1.6666752422e-1)
-    )
-    return s.fma(s.mul(p, z), x, x)
-
-
-def _asin32(s: Scalar, x: Any) -> Any:
-    a = s.abs(x)
-    far = s.lt(0.5, a)
-    z = s.select(far, s.mul(s.sub(1.0, a), 0.5), s.mul(a, a))
-    y = _asin_core(s, s.select(far, s.intrinsic("sqrt", z), a), z)
-    y = s.select(far, s.sub(math.pi / 2, s.add(y, y)), y)
-    return s.copysign(s.select(s.lt(1.0, a), math.nan, y), x)
-
-
-def _acos32(s: Scalar, x: Any) -> Any:
-    a = s.abs(x)
-    far = s.lt(0.5, a)
-    z = s.select(far, s.mul(s.sub(1.0, a), 0.5), s.mul(x, x))
-    y = _asin_core(s, s.select(far, s.intrinsic("sqrt", z), x), z)
-    twice = s.add(y, y)
-    edge = s.select(s.lt(x, 0.0), s.sub(math.pi, twice), twice)
-    # pi/2 in two parts: near x = 0.5 the difference has fewer bits than the operands
-    inner = s.sub(math.pi / 2, s.add(y, 4.37113900e-8))
-    return s.select(s.lt(1.0, a), math.nan, s.select(far, edge, inner))
-
-
-def _atan32(s: Scalar, x: Any) -> Any:
-    a = s.abs(x)
-    high, middle = s.lt(2.414213562373095, a), s.lt(0.4142135623730950, a)
-    top = s.select(high, -1.0, s.select(middle, s.sub(a, 1.0), a))
-    bottom = s.select(high, a, s.select(middle, s.add(a, 1.0), 1.0))
-    base = s.select(high, math.pi / 2, s.select(middle, math.pi / 4, 0.0))
-    r = s.div(top, bottom)
-    z = s.mul(r, r)
-    p = s.poly(z, (8.05374449538e-2, -1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1))
-    return s.copysign(s.add(base, s.fma(s.mul(p, z), r, r)), x)
-
-
 def _expm1_32(s: Scalar, x: Any) -> Any:
     # below -18 the result is -1, beyond 89 infinite
-    half = _half_exp_less_one(s, s.clamp_keep_nan(x, -18.0, 89.0))
+    half = half_exp_less_one(s, s.clamp_keep_nan(x, -18.0, 89.0))
     # near 0 the half may be denormal, and the sign of zero is lost
     return s.select(s.lt(s.abs(x), 2.0**-24), x, s.add(half, half))
 
@@ -392,7 +140,7 @@ def _hyperbolic(s: Scalar, x: Any, sign: int) -> Any:
 
 def _sinh32(s: Scalar, x: Any) -> Any:
     near = s.mul(x, s.fma(s.mul(x, x), 1 / 6, 1.0))
-    return s.select(s.lt(s.abs(x), _SMALL), near, _hyperbolic(s, x, -1))
+    return s.select(s.lt(s.abs(x), SMALL), near, _hyperbolic(s, x, -1))
 
 
 def _cosh32(s: Scalar, x: Any) -> Any:
@@ -404,7 +152,7 @@ def _asinh32(s: Scalar, x: Any) -> Any:
     a = d.abs(s.extend(x))
     far = d.call("log", d.add(a, d.intrinsic("sqrt", d.fma(a, a, 1.0))))
     near = s.mul(x, s.fma(s.mul(x, x), -1 / 6, 1.0))
-    return s.select(s.lt(s.abs(x), _SMALL), near, s.copysign(s.truncate(far), x))
+    return s.select(s.lt(s.abs(x), SMALL), near, s.copysign(s.truncate(far), x))
 
 
 def _acosh32(s: Scalar, x: Any) -> Any:
@@ -419,7 +167,7 @@ def _atanh32(s: Scalar, x: Any) -> Any:
     a = s.extend(x)
     y = d.call("log", d.div(d.add(a, 1.0), d.sub(1.0, a)))
     near = s.mul(x, s.fma(s.mul(x, x), 1 / 3, 1.0))
-    return s.select(s.lt(s.abs(x), _SMALL), near, s.truncate(d.mul(y, 0.5)))
+    return s.select(s.lt(s.abs(x), SMALL), near, s.truncate(d.mul(y, 0.5)))
 
 
 def _pow32(s: Scalar, x: Any, y: Any) -> Any:
@@ -506,10 +254,10 @@ _COMMON: dict[str, Callable[..., Any]] = {
 
 _FLOAT32: dict[str, Callable[..., Any]] = {
     **_COMMON,
-    "exp": _exp32, "exp2": _exp2_32, "log": _log32, "tanh": _tanh32, "erf": _erf32,
-    "sin": _sin32, "cos": _cos32, "tan": _tan32, "asin": _asin32, "acos": _acos32,
-    "atan": _atan32, "sinh": _sinh32, "cosh": _cosh32, "asinh": _asinh32, "acosh": _acosh32,
-    "sigmoid": _sigmoid32, "atanh": _atanh32, "log1p": _log1p32, "expm1": _expm1_32, "pow": _pow32,
+    "exp": exp32, "exp2": exp2_32, "log": log32, "tanh": _tanh32, "erf": _erf32,
+    "sin": sin32, "cos": cos32, "tan": tan32, "asin": asin32, "acos": acos32,
+    "atan": atan32, "sinh": _sinh32, "cosh": _cosh32, "asinh": _asinh32, "acosh": _acosh32,
+    "sigmoid": _sigmoid32, "atanh": _atanh32, "log1p": log1p32, "expm1": _expm1_32, "pow": _pow32,
 }  # fmt: skip
 
 _LIBM = (
@@ -519,8 +267,8 @@ _LIBM = (
 
 _FLOAT64: dict[str, Callable[..., Any]] = {
     **_COMMON,
-    "exp": _exp64,
-    "log": _log64,
+    "exp": exp64,
+    "log": log64,
     "sigmoid": _sigmoid,
     **{name: _libm(name) for name in _LIBM},
 }
