@@ -39,8 +39,6 @@ from onnxjit.codegen.schedule.axes import (
     ceil_div,
     coefficient,
     flat_offset,
-    flatten_stage,
-    split_axes,
     typical,
 )
 from onnxjit.codegen.schedule.cuda_threads import (
@@ -58,7 +56,7 @@ from onnxjit.codegen.schedule.reduction import (
     ordered_reduction,
     replace_node,
 )
-from onnxjit.codegen.schedule.request import Declined, Request
+from onnxjit.codegen.schedule.request import Declined, Request, single_stage
 from onnxjit.codegen.schedule.rows import align_rows
 
 SHORT_ROW = 32
@@ -80,10 +78,7 @@ are few outputs."""
 
 def reduction(r: Request) -> LoopNest:
     """A single stage whose reductions are long: the block's threads share each reduction."""
-    k = r.kernel
-    if len(k.stages) != 1:
-        raise Declined("more than one stage")
-    flat = split_axes(flatten_stage(k.stages[0], k.types, r.layouts))
+    flat = single_stage(r)
     reds = outermost(flat.value)
     if not reds:
         raise Declined("nothing is reduced")

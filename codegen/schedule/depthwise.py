@@ -38,15 +38,13 @@ from onnxjit.codegen.schedule.axes import (
     FlatStage,
     by_stride,
     coefficient,
-    flatten_stage,
     magnitude,
-    split_axes,
     without,
 )
 from onnxjit.codegen.schedule.borders import conjuncts, slack
 from onnxjit.codegen.schedule.pointwise import finish_nest, rename, with_tiles
 from onnxjit.codegen.schedule.reduction import guarded, ordered_reduction, replace_node
-from onnxjit.codegen.schedule.request import Declined, Request
+from onnxjit.codegen.schedule.request import Declined, Request, single_stage
 
 SUMS = 4096
 """Sums of a chunk: 16 KB, half of L1, beside the rows of x."""
@@ -94,10 +92,7 @@ class Depthwise:
 
 def depthwise(r: Request) -> LoopNest:
     """A single stage that reduces a window of x, or its products with one filter a channel."""
-    k = r.kernel
-    if len(k.stages) != 1:
-        raise Declined("more than one stage")
-    s = split_axes(flatten_stage(k.stages[0], k.types, r.layouts))
+    s = single_stage(r)
     d = recognise(s)
     isa = microkernel.isa_for(as_int(d.lane.extent) or 0, r.target)
     if isa is None:

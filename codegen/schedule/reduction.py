@@ -41,11 +41,9 @@ from onnxjit.codegen.schedule.axes import (
     FlatStage,
     by_stride,
     coefficient,
-    flatten_stage,
     join_loops,
     magnitude,
     merge_axes,
-    split_axes,
     typical,
     without,
 )
@@ -57,7 +55,7 @@ from onnxjit.codegen.schedule.pointwise import (
     rename,
     with_tiles,
 )
-from onnxjit.codegen.schedule.request import Declined, Request
+from onnxjit.codegen.schedule.request import Declined, Request, single_stage
 
 BLOCK = 256
 """Outputs accumulated side by side: 1 KB of float32, a quarter of what L1 gives two streams."""
@@ -83,10 +81,7 @@ def combine(fn: str, a: Expr, b: Expr) -> Expr:
 
 def reduction(r: Request) -> LoopNest:
     """A single stage with exactly one reduction."""
-    k = r.kernel
-    if len(k.stages) != 1:
-        raise Declined("more than one stage")
-    s = split_axes(flatten_stage(k.stages[0], k.types, r.layouts))
+    s = single_stage(r)
     found = [x for x in walk(s.value) if isinstance(x, Reduce)]
     if len(found) != 1:
         raise Declined(f"{len(found)} reductions in one stage")

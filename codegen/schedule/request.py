@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from onnxjit.codegen.expr import Dim, Expr, leaves
 from onnxjit.codegen.kernel import Kernel
 from onnxjit.codegen.loops import Address, Assign, Call, For, If, Param, Stmt, Store, statements
-from onnxjit.codegen.schedule.axes import Layout, strides
+from onnxjit.codegen.schedule.axes import (
+    FlatStage,
+    Layout,
+    flatten_stage,
+    split_axes,
+    strides,
+)
 from onnxjit.codegen.target import Target
 
 Variant = Mapping[str, int]
@@ -69,6 +75,14 @@ class Declined(Exception):
     """A rule does not apply; the message is the reason."""
 
 
+def single_stage(r: Request) -> FlatStage:
+    """The only stage of a kernel over flat offsets, its axes split; `Declined` if it has more."""
+    k = r.kernel
+    if len(k.stages) != 1:
+        raise Declined("more than one stage")
+    return split_axes(flatten_stage(k.stages[0], k.types, r.layouts))
+
+
 def expressions(body: tuple[Stmt, ...]) -> list[Expr]:
     """Every expression that occurs in a body, in order."""
     out: list[Expr] = []
@@ -92,4 +106,4 @@ def dims_of(*exprs: Expr) -> tuple[str, ...]:
     return tuple(sorted({x.name for e in exprs for x in leaves(e) if isinstance(x, Dim)}))
 
 
-__all__ = ["Declined", "Request", "Variant", "dims_of", "expressions"]
+__all__ = ["Declined", "Request", "Variant", "dims_of", "expressions", "single_stage"]

@@ -39,8 +39,6 @@ from onnxjit.codegen.schedule.axes import (
     FlatStage,
     by_stride,
     coefficient,
-    flatten_stage,
-    split_axes,
     typical,
     without,
 )
@@ -63,7 +61,7 @@ from onnxjit.codegen.schedule.reduction import (
     replace_node,
     strongest,
 )
-from onnxjit.codegen.schedule.request import Declined, Request
+from onnxjit.codegen.schedule.request import Declined, Request, single_stage
 
 BLOCK = 256
 """Columns of results at a time: with the largest stride two lines of them are kept."""
@@ -103,10 +101,7 @@ class Window:
 
 def row_windows(r: Request) -> LoopNest:
     """A single stage that reduces windows which run along contiguous lines of x and of y."""
-    k = r.kernel
-    if len(k.stages) != 1:
-        raise Declined("more than one stage")
-    stage = split_axes(flatten_stage(k.stages[0], k.types, r.layouts))
+    stage = single_stage(r)
     return nest(r, stage.buffer, recognise(stage))
 
 

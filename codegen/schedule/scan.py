@@ -35,14 +35,12 @@ from onnxjit.codegen.schedule.axes import (
     by_stride,
     ceil_div,
     coefficient,
-    flatten_stage,
-    split_axes,
     without,
 )
 from onnxjit.codegen.schedule.borders import conjuncts, slack
 from onnxjit.codegen.schedule.pointwise import finish_nest, rename_statement, with_tiles
 from onnxjit.codegen.schedule.reduction import combine, guarded, identity, replace_node
-from onnxjit.codegen.schedule.request import Declined, Request
+from onnxjit.codegen.schedule.request import Declined, Request, single_stage
 
 LANES = 256
 """Neighbouring results that are computed side by side, 1 KB of float32 for each reduction."""
@@ -61,10 +59,7 @@ class Prefix:
 
 def scan(r: Request) -> LoopNest:
     """A single stage all of whose reductions run up to the place of the result."""
-    k = r.kernel
-    if len(k.stages) != 1:
-        raise Declined("more than one stage")
-    s = split_axes(flatten_stage(k.stages[0], k.types, r.layouts))
+    s = single_stage(r)
     reds = [x for x in walk(s.value) if isinstance(x, Reduce)]
     if not reds or any(len(x.axes) != 1 for x in reds):
         raise Declined("not reductions over one axis each")

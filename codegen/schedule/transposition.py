@@ -28,13 +28,11 @@ from onnxjit.codegen.loops import Address, Call, For, LoopNest
 from onnxjit.codegen.schedule.axes import (
     by_stride,
     coefficient,
-    flatten_stage,
     merge_axes,
-    split_axes,
 )
 from onnxjit.codegen.schedule.depthwise import channel_block
 from onnxjit.codegen.schedule.pointwise import finish_nest, rename, rename_statement, with_tiles
-from onnxjit.codegen.schedule.request import Declined, Request
+from onnxjit.codegen.schedule.request import Declined, Request, single_stage
 
 BLOCK = 64
 """Elements of a tile in both directions: four lines of cache, 16 KB of float32 in L1."""
@@ -46,10 +44,7 @@ FEWEST = 8
 def transposition(r: Request) -> LoopNest:
     """A single stage that copies float32 values whose contiguous axis is another one than where
     they are stored."""
-    k = r.kernel
-    if len(k.stages) != 1:
-        raise Declined("more than one stage")
-    s = split_axes(flatten_stage(k.stages[0], k.types, r.layouts))
+    s = single_stage(r)
     if not isinstance(s.value, Load) or s.value.dtype != "float32" or loads(s.value.index[0]):
         raise Declined("not a copy of float32 values")
     order = by_stride(s.axes, s.offset)
