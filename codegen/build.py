@@ -102,6 +102,16 @@ class Builder:
             self._submit(_tile_job(symbol, self.target))
         return self._submit(_kernel_job("object", source, self.target))
 
+    def submit_words(self, source: str, symbols: Mapping[str, str]) -> str:
+        """Queue functions in the language of `word_compiler`, and return their key.
+
+        Their object file defines the C symbols that are the values of `symbols`, by names in
+        `source`.
+        """
+        own = _key("words", self.target, source, repr(sorted(symbols.items())))
+        request = {"do": "words", "text": source, "symbols": dict(symbols)}
+        return self._submit(_Job("kernels", own, "the executor", request, own, len(source)))
+
     def result(self, key: str) -> bytes:
         """The object file of a submitted key; waits for it. It defines `symbol_of(key)`.
 

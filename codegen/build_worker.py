@@ -43,6 +43,8 @@ def perform(job: Mapping[str, Any], target: Target) -> bytes:
     """The result of one job, whose field "do" says what to make.
 
     - "tile": the object file of the micro-kernel `symbol`.
+    - "words": the object file of the functions `symbols` of the text `text`, in the language of
+      `word_compiler`.
     - "object": an object file that defines `symbol`, the function `kernel` of the source `text`,
       called `file` in tracebacks. `externals` are the micro-kernels it may call, `wide` lets LLVM
       choose 512-bit vectors.
@@ -55,6 +57,10 @@ def perform(job: Mapping[str, Any], target: Target) -> bytes:
         from onnxjit.codegen import microkernels
 
         return bytes(microkernels.object_code(job["symbol"], target))
+    if job["do"] == "words":
+        from onnxjit.codegen.sync_intrinsics import object_code
+
+        return object_code(job["text"], job["symbols"], target)
     machine = _machine(target, job["wide"])
     module = _optimised(job, target, machine)
     if job["do"] == "llvm":

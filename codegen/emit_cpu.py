@@ -51,8 +51,8 @@ class Printer:
         for k, x in enumerate(nest.locals):
             self.names[x.buffer] = f"s{k}"
             self.dtypes[x.buffer] = x.dtype
-        self.dims = {d: f"n{k}" for k, d in enumerate(nest.dims)}
-        self.scopes: list[dict[Expr, str]] = [{}]
+        self.sizes = {e: f"n{k}" for k, e in enumerate(nest.sizes)}
+        self.scopes: list[dict[Expr, str]] = [dict(self.sizes)]
         self.temps = 0
 
     def line(self, text: str) -> None:
@@ -147,8 +147,6 @@ class Printer:
                 return scope[e]
         if isinstance(e, Axis | Var):
             return e.name
-        if isinstance(e, Dim):
-            return self.dims[e.name]
         if isinstance(e, Const):
             return self.constant(e)
         if isinstance(e, Apply) and e.fn == "select" and self.is_guarded(e):
@@ -315,8 +313,8 @@ class CpuPrinter(Printer):
         self.depth = 1
         for k, p in enumerate(nest.params):
             self.line(f"b{k} = buffer_{p.dtype}(ptrs, {k})")
-        for k in range(len(nest.dims)):
-            self.line(f"n{k} = ints[{k}]")
+        for k, name in enumerate(self.sizes.values()):
+            self.line(f"{name} = ints[{k}]")
         scope = len(nest.params)
         offset = "0"
         for k, x in enumerate(nest.locals):
@@ -325,12 +323,8 @@ class CpuPrinter(Printer):
                 self.line(f"s{k} = stack_{x.dtype}({as_int(x.count)}, {scope})")
             else:
                 self.line(f"s{k} = scratch_{x.dtype}(scratch, {offset}, {scope})")
-                nbytes = scratch_bytes(x.count, x.dtype)
-                offset = (
-                    self.expression(nbytes)
-                    if offset == "0"
-                    else (f"{offset} + {self.expression(nbytes)}")
-                )
+                nbytes = self.expression(x.nbytes)
+                offset = nbytes if offset == "0" else f"{offset} + {nbytes}"
         self.line("for tile in range(begin, end):")
         self.block(nest.body)
         return "\n".join(self.lines) + "\n"
@@ -349,24 +343,6 @@ def has_normal_reciprocal(e: Expr) -> bool:
     if isinstance(e, Apply) and e.fn == "cast":
         return e.args[0].dtype == INDEX and not loads(e.args[0])
     return isinstance(e, Const) and 2.0**-120 < abs(e.value) < 2.0**120
-
-
-def scratch_bytes(count: Expr, dtype: str) -> Expr:
-    """Bytes of a scratch array, rounded up so that the next one is 64-byte aligned."""
-    from onnxjit.codegen.scalar_functions import numpy_dtype
-
-    return ((count * numpy_dtype(dtype).itemsize + 63) // 64) * 64
-
-
-def scratch_total(nest: LoopNest) -> Expr:
-    """Scratch bytes that one thread needs for the nest."""
-    from onnxjit.codegen.expr import ZERO
-
-    total: Expr = ZERO
-    for x in nest.locals:
-        if not x.stack:
-            total = total + scratch_bytes(x.count, x.dtype)
-    return total
 
 
 def emit(nest: LoopNest) -> str:

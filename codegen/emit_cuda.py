@@ -32,7 +32,7 @@ class CudaPrinter(Printer):
         self.line(f"THREADS = {nest.threads}")
         self.line("")
         self.line("")
-        names = [f"b{k}" for k in range(len(nest.params))] + list(self.dims.values())
+        names = [f"b{k}" for k in range(len(nest.params))] + list(self.sizes.values())
         self.line(f"def kernel({', '.join(names)}):")
         self.depth = 1
         for k, x in enumerate(nest.locals):

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from onnxjit.codegen.expr import ONE, Axis, Expr, Var, index, to_text
+from onnxjit.codegen.expr import ONE, ZERO, Axis, Expr, Var, index, to_text
 from onnxjit.codegen.packing import Packing
+from onnxjit.codegen.scalar_functions import numpy_dtype
 
 TILE = Var("tile")
 THREAD = Var("thread")
@@ -86,6 +87,11 @@ class Local:
     count: Expr
     stack: bool = True
 
+    @property
+    def nbytes(self) -> Expr:
+        """Bytes in scratch memory, rounded up so that the next array is 64-byte aligned."""
+        return ((self.count * numpy_dtype(self.dtype).itemsize + 63) // 64) * 64
+
 
 @dataclass(frozen=True, slots=True)
 class Param:
@@ -98,7 +104,9 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class LoopNest:
-    """`dims`: names of the run-time integers, in the order of the `ints` argument.
+    """`sizes`: the run-time integers of the kernel, in the order of its `ints` argument. What the
+    body divides, rounds or limits of sizes alone is one of them, so that the kernel has no such
+    arithmetic and kernels at several scales of a network are one.
 
     The tiles are `rounds` equal parts, each of which is finished before the next one begins.
     With `threads`, a tile is computed by the threads of one CUDA block; `THREAD` numbers them.
@@ -106,7 +114,7 @@ class LoopNest:
 
     name: str
     params: tuple[Param, ...]
-    dims: tuple[str, ...]
+    sizes: tuple[Expr, ...]
     tiles: Expr
     body: tuple[Stmt, ...]
     locals: tuple[Local, ...] = ()
@@ -117,6 +125,11 @@ class LoopNest:
     packings: tuple[Packing, ...] = field(default=())
     threads: int = 0
     rounds: Expr = ONE
+
+    @property
+    def scratch(self) -> Expr:
+        """Scratch bytes that one thread needs."""
+        return sum((x.nbytes for x in self.locals if not x.stack), start=ZERO)
 
     def __str__(self) -> str:
         lines = [f"nest {self.name} [{self.rule}] tiles={to_text(self.tiles)}"]

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
-
-FILTERS = 32
-"""Columns whose filters are transformed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,43 +69,25 @@ def strided(
     )
 
 
-def filtered(source: np.ndarray, p: Packing) -> tuple[np.ndarray, Packing]:
-    """The transformed filters [a, a, columns, k...] and the plain packing of them."""
-    if p.outer:
-        raise ValueError("filters have no outer axes")
-    (n, step), inner = p.column, p.inner
-    view = strided(
-        flattened(source), p.offset, [n, *(e for e, _ in inner)], [step, *(s for _, s in inner)]
-    )
-    g = np.asarray(p.filter, np.float64)
-    a, depth = len(g), prod(e for e, _ in inner[:-2])
-    out = np.empty((a * a, n, depth), source.dtype)
-    both = np.kron(g, g)  # element (i, j) of G g G^T from the taps in row-major order
-    for first in range(0, n, FILTERS):  # float64 copies of a few filters at a time
-        part = view[first : first + FILTERS]
-        taps = part.reshape(len(part) * depth, -1).astype(np.float64)
-        out[:, first : first + FILTERS] = (both @ taps.T).reshape(a * a, len(part), depth)
-    plain = Packing(p.buffer, 0, (), (n, depth), ((a * a, n * depth), (depth, 1)), p.nr)
-    return out, plain
-
-
 def pack(source: np.ndarray, p: Packing, out: np.ndarray | None = None) -> np.ndarray:
     """The packed form [outer..., panels, k, nr] of an operand, as one flat array of its dtype.
 
     `out`, when given, is a flat array of `p.elements` elements that receives the result.
     """
-    if p.filter:
-        source, p = filtered(source, p)
+    if p.filter and p.outer:
+        raise ValueError("filters have no outer axes")
     flat = flattened(source)
     extents = [*(e for e, _ in p.outer), p.column[0], *(e for e, _ in p.inner)]
     steps = [*(s for _, s in p.outer), p.column[1], *(s for _, s in p.inner)]
     view = strided(flat, p.offset, extents, steps)
     groups = int(np.prod([e for e, _ in p.outer], dtype=np.int64)) if p.outer else 1
-    n, depth = p.column[0], p.depth
     if out is None:
         out = np.empty(p.elements, flat.dtype)
-    panels = out.reshape(groups, p.panels, depth, p.nr)
-    whole, rest = divmod(n, p.nr)
+    panels = out.reshape(groups, p.panels, p.depth, p.nr)
+    if p.filter:
+        _filter(view, np.asarray(p.filter, np.float64), panels)
+        return out
+    whole, rest = divmod(p.column[0], p.nr)
     outer = len(p.outer)
     for g, index in enumerate(np.ndindex(*extents[:outer])):
         rows = view[index]  # [n, k axes...]
@@ -122,3 +100,17 @@ def pack(source: np.ndarray, p: Packing, out: np.ndarray | None = None) -> np.nd
             target[..., rest:] = 0
             target[..., :rest] = np.moveaxis(rows[whole * p.nr :], 0, -1)
     return out
+
+
+def _filter(view: np.ndarray, g: np.ndarray, panels: np.ndarray) -> None:
+    """Fill panels [1, panels, a * a * k, nr] with the transformed filters [columns, k..., taps]."""
+    _, count, depth, nr = panels.shape
+    both = np.kron(g, g)  # element (i, j) of G g G^T from the taps in row-major order
+    _, elements = both.shape
+    channels = depth // len(both)
+    taps = np.zeros((elements, channels, nr))  # of one panel: its transform stays in the cache
+    for q in range(count):
+        part = view[q * nr : (q + 1) * nr]
+        taps[..., len(part) :] = 0
+        taps[..., : len(part)] = part.reshape(len(part), channels, elements).transpose(2, 1, 0)
+        panels[0, q].reshape(len(both), -1)[...] = both @ taps.reshape(elements, -1)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from onnxjit.codegen.canonical import canonical
-from onnxjit.codegen.emit_cpu import scratch_total
 from onnxjit.codegen.expr import Apply, Axis, Const, Dim, Expr, Load, Poly, Reduce
 from onnxjit.codegen.fingerprint import content_key
 from onnxjit.codegen.kernel import Kernel, Stage, TensorType
@@ -26,15 +25,15 @@ from onnxjit.codegen.packing import Packing
 class Signature:
     """The interface of a compiled kernel: `kernel(ptrs, ints, scratch, begin, end)`.
 
-    `definition` says what it computes. `params` are the buffers behind `ptrs`, `dims` the sizes
+    `definition` says what it computes. `params` are the buffers behind `ptrs`, `sizes` the integers
     behind `ints`; `layouts` says where the elements of buffers lie that are not row-major, and a
-    buffer in `packings` is passed in packed form. `tiles` and `scratch` (bytes) are over the sizes;
-    the tiles are `rounds` equal parts, one after the other.
+    buffer in `packings` is passed in packed form. `tiles` and `scratch` (bytes) are over the sizes
+    of the definition; the tiles are `rounds` equal parts, one after the other.
     """
 
     definition: Kernel
     params: tuple[Param, ...]
-    dims: tuple[str, ...]
+    sizes: tuple[Expr, ...]
     layouts: Mapping[str, Layout]
     packings: Mapping[str, Packing]
     tiles: Expr
@@ -51,11 +50,11 @@ def signature(kernel: Kernel, nest: LoopNest, layouts: Mapping[str, Layout]) -> 
     return Signature(
         same.kernel,
         nest.params,
-        nest.dims,
+        nest.sizes,
         orders,
         packings,
         nest.tiles,
-        scratch_total(nest),
+        nest.scratch,
         nest.rounds,
     )
 
@@ -97,7 +96,7 @@ def to_data(s: Signature) -> dict[str, Any]:
         "name": s.definition.name,
         **_kernel_data(s.definition, table),
         "params": [[p.buffer, p.dtype, p.written] for p in s.params],
-        "dims": s.dims,
+        "sizes": table.all(s.sizes),
         "layouts": _layouts_data(s.layouts, table),
         "packings": [[getattr(p, f.name) for f in fields(p)] for p in s.packings.values()],
         "tiles": table.add(s.tiles),
@@ -126,7 +125,7 @@ def from_data(data: Mapping[str, Any]) -> Signature:
     return Signature(
         kernel,
         tuple(Param(*row) for row in data["params"]),
-        tuple(data["dims"]),
+        exprs(data["sizes"]),
         {
             b: Strided(exprs(x["steps"])) if isinstance(x, Mapping) else tuple(x)
             for b, x in data["layouts"].items()

@@ -8,15 +8,11 @@ stores.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypeAlias
 
-import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from onnxjit.codegen import word_compiler
-from onnxjit.codegen.fingerprint import content_key
 from onnxjit.codegen.target import Target, host, target_machine
 from onnxjit.codegen.word_compiler import I64, Operation, compile_words
 
@@ -189,13 +185,6 @@ OPERATIONS: dict[str, Operation] = {
 }  # fmt: skip
 
 
-def executor_key(source: str, symbols: Mapping[str, str], target: Target) -> str:
-    """32 hexadecimal digits that identify the executor's machine code."""
-    own = [Path(str(f)).read_bytes() for f in (__file__, word_compiler.__file__)]
-    parts = [*own, source.encode(), repr(sorted(symbols.items())).encode()]
-    return content_key([*parts, target.code_key.encode(), llvmlite.__version__.encode()])
-
-
 def executor_ir(source: str, symbols: Mapping[str, str], target: Target | None = None) -> str:
     """Optimised LLVM IR of the functions `symbols` (name -> C symbol) of a text in the language of
     `word_compiler`.
@@ -220,7 +209,7 @@ def executor_ir(source: str, symbols: Mapping[str, str], target: Target | None =
     return str(module)
 
 
-def executor_code(source: str, symbols: Mapping[str, str], target: Target) -> bytes:
+def object_code(source: str, symbols: Mapping[str, str], target: Target) -> bytes:
     """The object file of `executor_ir`."""
     module = llvm.parse_assembly(executor_ir(source, symbols, target))
     return bytes(target_machine(target).emit_object(module))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from onnxjit.codegen.build import Source, symbol_of
 from onnxjit.codegen.build import key as source_key
 from onnxjit.codegen.canonical import canonical
-from onnxjit.codegen.emit_cpu import emit, scratch_total
+from onnxjit.codegen.emit_cpu import emit
 from onnxjit.codegen.expr import (
     Apply,
     Const,
@@ -276,9 +276,9 @@ class _Generator:
                 Step(
                     symbol_of(source_key(c.source, self.target)),
                     tuple(add(v, kind(v)) for v in c.buffers),
-                    tuple(self.order[d] for d in c.nest.dims),
+                    tuple(self.text(e) for e in c.nest.sizes),
                     self.text(c.nest.tiles),
-                    self.text(scratch_total(c.nest)),
+                    self.text(c.nest.scratch),
                     self.text(c.nest.rounds),
                     self.text(k.flops()),
                     self.text(k.bytes_moved()),

@@ -27,6 +27,7 @@ from onnxjit.graph import Graph, Value
 from onnxjit.importer import import_model
 from onnxjit.passes import run_pipeline
 from onnxjit.program import Program
+from onnxjit.runtime.executor_source import SOURCE, SYMBOLS
 from onnxjit.runtime.plan import Expression, Plan, Step
 from onnxjit.runtime.threads import aligned
 
@@ -37,23 +38,17 @@ Progress = Callable[[int, int], None]
 Shapes = Sequence[tuple[int, ...]]
 
 
-def executor_object(target: Target, cache: Cache | None) -> bytes:
-    """The plan executor's object file, built once per machine and cached."""
-    from onnxjit.codegen.sync_intrinsics import executor_code, executor_key
-    from onnxjit.runtime.executor_source import SOURCE, SYMBOLS
-
-    name = executor_key(SOURCE, SYMBOLS, target)
-    data = _executors.get(name) or (cache.get("kernels", name) if cache is not None else None)
-    if data is None:
-        data = executor_code(SOURCE, SYMBOLS, target)
-        if cache is not None:
-            cache.put("kernels", name, data, source=SOURCE)
-    _executors[name] = data
-    return data
+def submit_executor(builder: Builder) -> Callable[[], bytes]:
+    """Have the plan executor compiled; the result waits for its object file."""
+    name = builder.target.code_key
+    if name in _executors:
+        return lambda: _executors[name]
+    key = builder.submit_words(SOURCE, SYMBOLS)
+    return lambda: _executors.setdefault(name, builder.result(key))
 
 
 _executors: dict[str, bytes] = {}
-"""Executor objects of this process, by key."""
+"""Executor objects that this process has, by target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +87,7 @@ def build_model(
     target = target or host()
     with nullcontext(builder) if builder else Builder(target, jobs, cache) as builder:
         builder.start()
+        executor = submit_executor(builder)
         graph = model if isinstance(model, Graph) else import_model(model, overrides=overrides)
         if shapes is not None:
             graph = with_shapes(graph, shapes)
@@ -112,7 +108,7 @@ def build_model(
             packed = list(packed_constants(program, generated))
         else:
             constants(packed_constants(program, generated, passing=True))
-        objects: dict[str, bytes] = {"executor": executor_object(target, cache)}
+        objects: dict[str, bytes] = {"executor": executor()}
         for n, k in enumerate(keys):
             objects[k] = builder.result(k)
             if progress is not None:

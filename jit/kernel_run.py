@@ -103,7 +103,7 @@ class Problem:
     @property
     def ints(self) -> np.ndarray:
         """The run-time sizes, in the order of the kernel's `ints`."""
-        return np.array([self.sizes[d] for d in self.signature.dims], np.int64)
+        return np.array([evaluate_int(e, self.sizes) for e in self.signature.sizes], np.int64)
 
     def expected(self) -> list[np.ndarray]:
         """The outputs by the kernel's definition."""

@@ -160,6 +160,5 @@ def _extents(kernel: Kernel) -> list[Expr]:
 def _dims(signature: Signature) -> set[Dim]:
     kernel = signature.definition
     exprs = [e for s in kernel.stages for e in (s.value, *s.index)]
-    exprs += [*_extents(kernel), signature.tiles, signature.scratch]
-    found = {x for e in exprs for x in leaves(e) if isinstance(x, Dim)}
-    return found | {Dim(name) for name in signature.dims}
+    exprs += [*_extents(kernel), *signature.sizes, signature.tiles, signature.scratch]
+    return {x for e in exprs for x in leaves(e) if isinstance(x, Dim)}

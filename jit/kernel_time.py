@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxjit.bench import Timing, take_turns
+from onnxjit.codegen.build import Builder
 from onnxjit.codegen.evaluate import evaluate_int
 from onnxjit.codegen.scalar_functions import numpy_dtype
-from onnxjit.codegen.target import host
-from onnxjit.compiler import executor_object
+from onnxjit.compiler import submit_executor
 from onnxjit.kernel_run import Problem
 from onnxjit.runtime.executor import Executable
 from onnxjit.runtime.link import link
@@ -95,7 +95,9 @@ def timed_call(
     if arrays is None:
         params = problem.signature.params
         arrays = {p.buffer: [problem.physical(p.buffer)] for p in params if not p.written}
-    library = link([built.image, *built.tiles.values(), executor_object(host(), cache)])
+    with Builder(jobs=0, cache=cache) as builder:
+        executor = submit_executor(builder)()
+    library = link([built.image, *built.tiles.values(), executor])
     fixed = [of[0] for of in arrays.values() if len(of) == 1]
     turning = [of for of in arrays.values() if len(of) > 1]
     copies = min(map(len, turning), default=1)

@@ -19,7 +19,7 @@ import numpy as np
 
 from onnxjit.artifact import ALIGNMENT
 from onnxjit.bench import Timing, take_turns
-from onnxjit.codegen.build import Builder, key
+from onnxjit.codegen.build import Builder
 from onnxjit.codegen.build_process import BuildError
 from onnxjit.codegen.cache import Cache
 from onnxjit.codegen.evaluate import evaluate_int
@@ -110,13 +110,13 @@ def tune(
 
 def by_share(program: Program, usual: Generated, budget: Budget) -> list[Planned]:
     """The program's kernels, each structure once, largest estimated share of a run first."""
-    calls = Counter(c.source for c in usual.scheduled if isinstance(c, ScheduledCall))
+    calls = Counter(id(c.nest) for c in usual.scheduled if isinstance(c, ScheduledCall))
     sizes = guessed(program, budget.sizes)
     cost: dict[str, float] = {}
     for k in usual.planned:
         flops, moved = k.request.kernel.flops(), k.request.kernel.bytes_moved()
         once = max(evaluate_int(flops, sizes) / FLOPS, evaluate_int(moved, sizes) / BANDWIDTH)
-        cost[k.structure] = cost.get(k.structure, 0.0) + once * calls[k.source]
+        cost[k.structure] = cost.get(k.structure, 0.0) + once * calls[id(k.nest)]
     first = {k.structure: k for k in reversed(usual.planned)}
     return sorted(first.values(), key=lambda k: -cost[k.structure])
 
@@ -158,7 +158,7 @@ class _Kernel:
         self.sizes = self.measured(guessed(program, budget.sizes))
         self.wanted: list[tuple[Problem, list[np.ndarray]]] = []
         self.copies: dict[tuple[str, Packing | None], list[np.ndarray]] = {}
-        self.tried: set[str] = set()
+        self.tried: set[tuple[object, ...]] = set()
         self.ratios: dict[tuple[str, int], float] = {}
 
     def sign(self, made: Planned) -> Signature:
@@ -206,7 +206,7 @@ class _Kernel:
     # --- candidates -----------------------------------------------------------------------------
 
     def distinct(self, variants: Sequence[Variant], near: Planned) -> list[tuple[Variant, Planned]]:
-        """The variants whose sources are new."""
+        """The variants whose code, or whose sizes for it, are new."""
         found = []
         for variant in variants:
             try:
@@ -214,9 +214,10 @@ class _Kernel:
                 made = planned(request, self.name, near.structure)
             except NoSchedule:
                 continue
-            name = key(made.source, self.builder.target)
-            if name not in self.tried:
-                self.tried.add(name)
+            nest = made.nest
+            own = (made.source, nest.sizes, nest.tiles, nest.rounds)
+            if own not in self.tried:
+                self.tried.add(own)
                 found.append((variant, made))
         return found
 

@@ -1,7 +1,7 @@
-"""The native executor, as text in the restricted Python that Numba compiles.
+"""The native executor, as text in the restricted Python of `codegen/word_compiler.py`.
 
 `SOURCE` is compiled once per machine by whoever owns a compiler
-(`codegen.sync_intrinsics.executor_ir`) into an object with the C symbols of `SYMBOLS`; the runtime
+(`codegen.sync_intrinsics.object_code`) into an object with the C symbols of `SYMBOLS`; the runtime
 itself never imports one. All values are 64-bit integers, most of them addresses; the layouts below
 are shared with the Python side.
 

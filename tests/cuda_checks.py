@@ -110,7 +110,7 @@ class Check:
         calls = []
         for _, nest in self.nests():
             blocks = min(build_cuda.launch(nest, dict(self.dims)).blocks, 3)
-            sizes = tuple(self.dims[d] for d in nest.dims)
+            sizes = tuple(evaluate_int(e, self.dims) for e in nest.sizes)
             calls.append((emit(nest), tuple(p.buffer for p in nest.params), sizes, blocks))
         return self.buffers(), calls
 

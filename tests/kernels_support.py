@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxjit.codegen.build import Builder, Source, symbol_of
-from onnxjit.codegen.emit_cpu import emit, scratch_total
+from onnxjit.codegen.emit_cpu import emit
 from onnxjit.codegen.evaluate import evaluate, evaluate_int
 from onnxjit.codegen.expr import Dim, Expr, index
 from onnxjit.codegen.kernel import Kernel, TensorType
@@ -164,9 +164,9 @@ def execute(
     pointers = (ctypes.c_void_p * max(1, len(buffers)))(
         *(buffers[p.buffer].address for p in nest.params)
     )
-    values = [dims[d] for d in nest.dims]
+    values = [evaluate_int(e, dims) for e in nest.sizes]
     ints = (ctypes.c_int64 * max(1, len(values)))(*values)
-    nbytes = evaluate_int(scratch_total(nest), dims)
+    nbytes = evaluate_int(nest.scratch, dims)
     for begin, end in pieces:
         scratch = Guarded(nbytes, np.dtype(np.uint8), shift=0)
         entry(pointers, ints, scratch.address, begin, end)

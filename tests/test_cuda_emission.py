@@ -201,10 +201,9 @@ BUFFERS = ("float32", "float32", "float32",)
 THREADS = 256
 
 
-def kernel(b0, b1, b2, n0, n1, n2):
+def kernel(b0, b1, b2, n0, n1, n2, n3):
     thread = int64(cuda.threadIdx.x)
-    for tile in range(int64(cuda.blockIdx.x), udiv_((n0*n1*n2 + 1023), 1024),
-                      int64(cuda.gridDim.x)):
+    for tile in range(int64(cuda.blockIdx.x), n3, int64(cuda.gridDim.x)):
         for ei in range((thread + tile*1024), min_((tile*1024 + 1024), (n0*n1*n2)), 256):
             i2 = umod_(ei, n2)
             i1 = umod_(udiv_(ei, n2), n0)
@@ -260,7 +259,7 @@ def run_on_device(check: Check) -> dict[str, np.ndarray]:
         module.load(cubin)
         function = module.get_function(build_cuda.entry_name(ptx))
         arguments = [device[p.buffer] for p in nest.params]
-        dims = [np.int64(check.dims[d]) for d in nest.dims]
+        dims = [np.int64(evaluate_int(e, check.dims)) for e in nest.sizes]
         function((sizes.blocks,), (sizes.threads,), (*arguments, *dims))
     cupy.cuda.Device().synchronize()
     for b, whole_buffer in held.items():

@@ -31,7 +31,7 @@ import onnxjit
 from onnxjit.codegen import tensor as T
 from onnxjit.codegen.build_cuda import cuda_target
 from onnxjit.codegen.emit_cuda import emit
-from onnxjit.codegen.evaluate import evaluate
+from onnxjit.codegen.evaluate import evaluate, evaluate_int
 from onnxjit.codegen.expr import apply, index, poly_mul
 from onnxjit.codegen.kernel import Kernel
 from onnxjit.codegen.layout import Layout, Strided
@@ -476,7 +476,7 @@ def test_cuda_rules_with_gaps(name: str, simulator: Simulator) -> None:
     (want,) = evaluate(k, feeds, sizes)
     (out,) = k.outputs
     memory[out] = laid_out(np.full_like(want, np.nan), k.types[out], layouts[out], sizes)
-    dims = tuple(sizes[d] for d in nest.dims)
+    dims = tuple(evaluate_int(e, sizes) for e in nest.sizes)
     result = simulator.run((memory, [(emit(nest), tuple(p.buffer for p in nest.params), dims, 2)]))
     assert not isinstance(result, str), result
     close(logical(result[out], k.types[out], layouts[out], sizes), want, 1e-5)

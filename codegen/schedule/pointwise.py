@@ -16,7 +16,7 @@ from onnxjit.codegen.schedule.axes import (
     split_axes,
     typical,
 )
-from onnxjit.codegen.schedule.request import Declined, Request, dims_of, expressions
+from onnxjit.codegen.schedule.request import Declined, Request, expressions, sizes_of
 
 BLOCK = 4096
 """Elements of one tile of a flat loop: 16 KB of float32, so that a few streams fit into L1."""
@@ -50,9 +50,11 @@ def finish_nest(
     rule: str,
     **more: object,
 ) -> LoopNest:
-    used = expressions(body)
-    dims = dims_of(*used, tiles, *(x.count for x in more.get("locals", ())))  # type: ignore[attr-defined]
-    return LoopNest(r.kernel.name, r.params(), dims, tiles, body, rule=rule, **more)  # type: ignore[arg-type]
+    used = [*expressions(body), *(x.nbytes for x in more.get("locals", ()))]  # type: ignore[attr-defined]
+    if "threads" in more:
+        used.append(tiles)  # a CUDA kernel walks its tiles by itself
+    sizes = sizes_of(used)
+    return LoopNest(r.kernel.name, r.params(), sizes, tiles, body, rule=rule, **more)  # type: ignore[arg-type]
 
 
 def concatenated(parts: Sequence[tuple[tuple[Stmt, ...], Expr]]) -> tuple[tuple[Stmt, ...], Expr]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnxjit.codegen.expr import Dim, Expr, leaves
+from onnxjit.codegen.expr import INDEX, Apply, Const, Dim, Expr, Poly, children
 from onnxjit.codegen.kernel import Kernel
 from onnxjit.codegen.loops import Address, Assign, Call, For, If, Param, Stmt, Store, statements
 from onnxjit.codegen.schedule.axes import (
@@ -16,6 +16,9 @@ from onnxjit.codegen.schedule.axes import (
     strides,
 )
 from onnxjit.codegen.target import Target
+
+SIZE_FUNCTIONS = ("floordiv", "mod", "min", "max")
+"""Functions of sizes that a plan computes."""
 
 Variant = Mapping[str, int]
 """Choices by name that a kernel takes instead of what its rules' cost models say."""
@@ -101,9 +104,33 @@ def expressions(body: tuple[Stmt, ...]) -> list[Expr]:
     return out
 
 
-def dims_of(*exprs: Expr) -> tuple[str, ...]:
-    """The symbolic sizes that expressions mention, sorted."""
-    return tuple(sorted({x.name for e in exprs for x in leaves(e) if isinstance(x, Dim)}))
+def sizes_of(exprs: Iterable[Expr]) -> tuple[Expr, ...]:
+    """The largest parts of expressions that a plan can compute from sizes before the kernel runs:
+    sizes themselves, then their quotients, remainders, minima and maxima, by first appearance."""
+    found: dict[Expr, None] = {}
+    seen: set[Expr] = set()
+
+    def visit(e: Expr) -> None:
+        if e in seen:
+            return
+        seen.add(e)
+        if isinstance(e, Dim) or (isinstance(e, Apply) and _is_size(e)):
+            found[e] = None
+        else:
+            for c in children(e):
+                visit(c)
+
+    for e in exprs:
+        visit(e)
+    return tuple(sorted(found, key=lambda e: not isinstance(e, Dim)))
 
 
-__all__ = ["Declined", "Request", "Variant", "dims_of", "expressions", "single_stage"]
+def _is_size(e: Expr) -> bool:
+    if isinstance(e, Const | Dim):
+        return True
+    if isinstance(e, Apply) and (e.fn not in SIZE_FUNCTIONS or e.dtype != INDEX):
+        return False
+    return isinstance(e, Apply | Poly) and all(map(_is_size, children(e)))
+
+
+__all__ = ["Declined", "Request", "Variant", "expressions", "single_stage", "sizes_of"]
