@@ -25,6 +25,7 @@ from onnxjit.codegen import dialect_loops as _loops  # noqa: F401  (registers ra
 from onnxjit.codegen import scalar_math
 from onnxjit.codegen.dialect_compile import FASTMATH, lower
 from onnxjit.codegen.dialect_external import external_function
+from onnxjit.codegen.dialect_formulas import compiled
 from onnxjit.codegen.dialect_scalar import scalar_operations
 from onnxjit.codegen.dialect_table import family_of
 from onnxjit.codegen.dialect_types import buffer_operations
@@ -75,7 +76,7 @@ def compile_ir(
     types that the dialect does not have. One compilation at a time: it holds Numba's global lock.
     """
     scope = namespace(symbols)
-    exec(compile(source, filename, "exec"), scope)
+    exec(compiled(source, filename, scope), scope)
     kernel = scope["kernel"]
     if not isinstance(kernel, FunctionType):
         raise TypeError("a kernel source must define the function kernel")

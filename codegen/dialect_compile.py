@@ -26,9 +26,11 @@ from numba.core.transforms import canonicalize_cfg
 from numba.core.typeinfer import TypeInferer
 
 from onnxjit.codegen.dialect_convert import I64, POINTER, convert, llvm_type
+from onnxjit.codegen.dialect_formulas import Formula
 from onnxjit.codegen.dialect_types import (
     EMITTERS,
     Buffer,
+    Operation,
     PointerTable,
     ScratchMemory,
     is_scalar,
@@ -52,7 +54,15 @@ class _Typing(typing.BaseContext):
         self.install_registry(typing_registry)
 
     def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
-        return resolve(_key(func), args, kws)
+        key = _key(func)
+        return key.resolve(args) if isinstance(key, Formula) else resolve(key, args, kws)
+
+    def resolve_value_type(self, val: Any) -> Any:
+        if isinstance(val, Formula):
+            return val.callee
+        if isinstance(val, Operation):  # without asking first whether it is a number or an array
+            return self._lookup_global(val)
+        return super().resolve_value_type(val)
 
 
 class _Bound:
@@ -76,7 +86,8 @@ class _Target(cpu.CPUContext):
         self.typing_context.refresh()
 
     def get_function(self, fn: Any, sig: Any, _firstcall: bool = True) -> Any:
-        emit = EMITTERS.get(_key(fn))
+        key = _key(fn)
+        emit = key.emit if isinstance(key, Formula) else EMITTERS.get(key)
         if emit is None:
             raise NotImplementedError(f"the kernel dialect has no {fn}")
         return _Bound(emit, self, sig)

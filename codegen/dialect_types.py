@@ -108,7 +108,7 @@ EMITTERS: dict[Any, Emitter] = {}
 _RULES: dict[Any, tuple[Rule, int, int]] = {}
 
 
-class _Callee(types.Function):
+class Callee(types.Function):
     """The type of a dialect name."""
 
     def get_call_type(self, context: Any, args: Any, kws: Any) -> Any:
@@ -128,7 +128,7 @@ def register(key: Any, rule: Rule, emit: Emitter) -> None:
     EMITTERS[key] = emit
     if not isinstance(key, str):
         template = type("Dialect", (AbstractTemplate,), {"key": key})
-        typing_registry.register_global(key, _Callee(template))
+        typing_registry.register_global(key, Callee(template))
 
 
 def resolve(key: Any, args: Sequence[types.Type], kws: Any) -> Any:
