@@ -157,7 +157,7 @@ class Request:
             return None
         from onnxjit.store import load, model_key
 
-        key = model_key(content, host(), self.overrides, shapes)
+        key = model_key(content, host(), self.overrides, shapes, self.cache)
         if self.tune_seconds or self.tuned.rows:
             # Which code a model has depends on its kernels' rows alone, not on the whole table.
             known = self.cache.known_kernels(key)
@@ -234,7 +234,7 @@ class Request:
                     entry.constants(_sparing(arrays, source))
 
                 graph, parts = build_model(source, **options, constants=write)
-                key = model_key(content, target, self.overrides, shapes)
+                key = model_key(content, target, self.overrides, shapes, self.cache)
                 kernels = {k.structure for k in parts.generated.planned}
                 self.cache.remember_kernels(key, kernels)
                 entry.finish(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxjit.artifact import Artifact, Place, header, restore, write_constants
-from onnxjit.codegen.fingerprint import content_key
+from onnxjit.codegen.fingerprint import content_key, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,36 +30,61 @@ def model_key(
     target: Target,
     overrides: Mapping[str, int] | None = None,
     shapes: Sequence[Sequence[int]] | None = None,
+    cache: Cache | None = None,
 ) -> str:
-    """32 hexadecimal digits that identify a compiled model: content, machine, options, code."""
+    """32 hexadecimal digits that identify a compiled model: content, machine, options, code.
+
+    `cache` may know the digest of the code already.
+    """
     options = json.dumps([sorted((overrides or {}).items()), shapes])
-    return content_key(
-        [content.encode(), target.code_key.encode(), options.encode()], code_digest()
-    )
+    parts = [content.encode(), target.code_key.encode(), options.encode()]
+    return content_key(parts, code_key(cache).encode())
 
 
-@functools.cache
-def code_digest() -> bytes:
-    """A digest of all of onnxjit's code and of the versions of what it compiles with."""
-    from importlib.metadata import version
+def code_key(cache: Cache | None = None) -> str:
+    """The content key of onnxjit's code and of the versions of what it compiles with.
 
-    package = Path(__file__).parent
-    digest = blake2b(digest_size=16)
-    for folder in (package, *_folders()):
-        for path in sorted(folder.glob("**/*.py")):
-            data = path.read_bytes()
-            digest.update(f"{path.relative_to(folder)} {len(data)}\n".encode())
-            digest.update(data)
-    versions = [f"{name} {version(name)}" for name in ("numba", "llvmlite", "numpy", "onnx")]
-    digest.update("\n".join([*versions, str(sys.version_info[:3])]).encode())
-    return digest.digest()
+    Reading all of that takes a third of a warm start, so a cache notes the key beside the stamps of
+    the files; a dependency is known by the stamp of its first module.
+    """
+    global _code_key
+    if not _code_key:
+        versions = str(sys.version_info[:3]).encode()
+        known = cache.known_key(__file__, versions) if cache is not None else None
+        if known is None:
+            files = sorted({path for folder in _folders() for path in folder.glob("**/*.py")})
+            stamps = stamp([*files, *_dependencies()])
+            names = " ".join(path.name for path in files)
+            known = content_key([*files, names.encode(), _versions().encode()], versions)
+            if cache is not None:
+                cache.remember_key(__file__, stamps, known, versions)
+        _code_key = known
+    return _code_key
+
+
+_code_key = ""
 
 
 def _folders() -> list[Path]:
     import onnxjit.codegen
     import onnxjit.runtime
 
-    return [Path(p.__path__[0]) for p in (onnxjit.codegen, onnxjit.runtime)]
+    found = Path(__file__).parent, onnxjit.codegen.__path__[0], onnxjit.runtime.__path__[0]
+    return [Path(folder) for folder in found]
+
+
+_DEPENDENCIES = ("numba", "llvmlite", "numpy", "onnx")
+
+
+def _versions() -> str:
+    from importlib.metadata import version
+
+    return " ".join(f"{name} {version(name)}" for name in _DEPENDENCIES)
+
+
+def _dependencies() -> list[str]:
+    specs = [find_spec(name) for name in _DEPENDENCIES]
+    return [spec.origin for spec in specs if spec is not None and spec.origin is not None]
 
 
 def load(cache: Cache, key: str) -> Artifact | None:
