@@ -22,11 +22,12 @@ class Expr:
 
     Hashing and comparison are those of `object`, by identity."""
 
-    __slots__ = ("__weakref__", "_free", "_key", "_loads", "dtype")
+    __slots__ = ("__weakref__", "_free", "_key", "_loads", "_text", "dtype")
     dtype: str
     _key: tuple[Any, ...]
     _free: frozenset[Expr] | None
     _loads: tuple[Load, ...] | None
+    _text: str | None
 
     def __reduce__(self) -> Any:
         return (_rebuild, (type(self).__name__, self._key[1:]))
@@ -70,7 +71,7 @@ def _intern(cls: type, key: tuple[Any, ...], dtype: str) -> tuple[Any, bool]:
     if found is not None:
         return found, False
     e: Any = object.__new__(cls)
-    e._key, e.dtype, e._free, e._loads = key, dtype, None, None
+    e._key, e.dtype, e._free, e._loads, e._text = key, dtype, None, None, None
     _interned[key] = e
     return e, True
 
@@ -441,6 +442,12 @@ def map_loads(e: Expr, fn: Callable[[Load], Expr | None]) -> Expr:
 
 def to_text(e: Expr) -> str:
     """Readable, deterministic text of an expression (for messages and printed kernels)."""
+    if e._text is None:
+        e._text = _text(e)
+    return e._text
+
+
+def _text(e: Expr) -> str:
     if isinstance(e, Const):
         return repr(e.value) if e.dtype in (INDEX, "bool") else f"{e.dtype}({e.value!r})"
     if isinstance(e, Axis | Dim | Var):
