@@ -15,7 +15,7 @@ from llvmlite import binding
 from benchmarks.record import write
 from onnxjit.bench import take_turns
 from onnxjit.bench.roofline import roofline
-from onnxjit.codegen import microkernels
+from onnxjit.codegen import instruction_sets, microkernels
 from onnxjit.codegen.microkernels import MicroKernel
 from onnxjit.codegen.target import host
 from onnxjit.runtime.threads import aligned
@@ -49,7 +49,7 @@ def main(arguments: Namespace) -> None:
     jit = binding.create_lljit_compiler(machine)
     repeat = binding.JITLibraryBuilder().add_ir(REPEAT).export_symbol("repeat").link(jit, "repeat")
     kept, rows = [], []
-    for isa in microkernels.ISAS.values():
+    for isa in instruction_sets.ISAS.values():
         kernels = [k for k in microkernels.rows(isa.name) if k.runs_on(target)]
         speeds: dict[str, float] = {}
         for kernel in kernels:

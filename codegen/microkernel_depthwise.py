@@ -33,7 +33,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from onnxjit.codegen.dialect_table import WINDOW_SYMBOL
-from onnxjit.codegen.microkernels import ISAS, Isa, isa_of, runs
+from onnxjit.codegen.instruction_sets import ISAS, Isa, isa_of, runs
 from onnxjit.codegen.target import Target
 
 if TYPE_CHECKING:

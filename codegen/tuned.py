@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxjit.codegen.fingerprint import content_key
+from onnxjit.codegen.instruction_sets import isa_of
 from onnxjit.codegen.private_files import replace
 
 if TYPE_CHECKING:
@@ -68,8 +69,6 @@ class Table:
         """The table of a cache for this processor; empty where nothing was tuned yet."""
         if cache is None:
             return Table()
-        from onnxjit.codegen.microkernels import isa_of
-
         path = cache.tuning / f"{isa_of(target)}-{threads}.json"
         return Table(path, read(path))
 
@@ -124,7 +123,13 @@ def code() -> str:
     """A digest of what gives the choices their meaning: schedule rules and micro-kernels."""
     folder = Path(__file__).parent
     digest = blake2b(digest_size=8)
-    for path in sorted([*folder.glob("schedule/*.py"), *folder.glob("microkernel*.py")]):
+    for path in sorted(
+        [
+            *folder.glob("schedule/*.py"),
+            *folder.glob("microkernel*.py"),
+            folder / "instruction_sets.py",
+        ]
+    ):
         digest.update(path.name.encode() + b"\n" + path.read_bytes())
     return digest.hexdigest()
 

@@ -17,8 +17,9 @@ import pytest
 from kernels_support import Lab, Lowered, close, lower_model, model, run_model, run_program
 from onnx import helper
 
-from onnxjit.codegen import microkernels
+from onnxjit.codegen import instruction_sets, microkernels
 from onnxjit.codegen.dialect_python import Buffer, python_namespace
+from onnxjit.codegen.instruction_sets import isa_of
 from onnxjit.codegen.target import Target, cpu_target, host, limited
 from onnxjit.runtime.link import link
 
@@ -408,7 +409,7 @@ def test_threads_do_not_change_the_result() -> None:
 
 # --- micro-kernels -------------------------------------------------------------------------------
 
-ISAS = [isa for isa in microkernels.ISAS.values() if isa.arch in (None, host().arch)
+ISAS = [isa for isa in instruction_sets.ISAS.values() if isa.arch in (None, host().arch)
         and host().has(isa.features)]  # fmt: skip
 
 
@@ -422,7 +423,7 @@ def native(symbol: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
-def test_pack(isa: microkernels.Isa) -> None:
+def test_pack(isa: instruction_sets.Isa) -> None:
     for vectors in range(1, isa.vectors + 1):
         nr = vectors * isa.lanes
         symbol = microkernels.pack(nr, isa.name)
@@ -448,7 +449,7 @@ def test_pack(isa: microkernels.Isa) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
-def test_softmax_of_a_strip(isa: microkernels.Isa) -> None:
+def test_softmax_of_a_strip(isa: instruction_sets.Isa) -> None:
     library, run = native(microkernels.softmax(isa.name))
     python = python_namespace([microkernels.softmax(isa.name)])[microkernels.softmax(isa.name)]
     rng = np.random.default_rng(0)
@@ -481,8 +482,8 @@ def test_softmax_of_a_strip(isa: microkernels.Isa) -> None:
     cpu_target("x86_64-unknown-linux-gnu", frozenset({"sse2"})),
 ], ids=lambda t: t.triple)  # fmt: skip
 def test_micro_kernels_for_other_machines(target: Target) -> None:
-    isa = microkernels.isa_of(target)
-    lanes = microkernels.ISAS[isa].lanes
+    isa = isa_of(target)
+    lanes = instruction_sets.ISAS[isa].lanes
     for symbol in (microkernels.pack(2 * lanes, isa), microkernels.softmax(isa)):
         assert microkernels.object_code(symbol, target)
     with pytest.raises(ValueError, match="does not run"):

@@ -10,7 +10,8 @@ from onnx import helper
 from test_microkernels import Fenced
 
 from onnxjit.codegen import microkernel_depthwise as micro
-from onnxjit.codegen.microkernels import ISAS, object_code, runs
+from onnxjit.codegen.instruction_sets import ISAS, runs
+from onnxjit.codegen.microkernels import object_code
 from onnxjit.codegen.target import host, limited
 from onnxjit.runtime.link import link
 

@@ -12,7 +12,8 @@ import pytest
 from llvmlite import binding
 
 from onnxjit.codegen import microkernels
-from onnxjit.codegen.microkernels import ISAS, gemm, object_code, row, rows, select
+from onnxjit.codegen.instruction_sets import ISAS, isa_of
+from onnxjit.codegen.microkernels import gemm, object_code, row, rows, select
 from onnxjit.codegen.target import AVX512_FEATURES, Target, cpu_target, host, limited
 
 SENTINEL = np.float32(12345.0)
@@ -139,7 +140,7 @@ def check(function, mr, nr, more, offsets, run, stride, any_rows=False):
 
 
 def test_negative_counts_read_nothing(link):
-    symbol = gemm(2, ISAS[microkernels.isa_of(host())].lanes, microkernels.isa_of(host()))
+    symbol = gemm(2, ISAS[isa_of(host())].lanes, isa_of(host()))
     function = link(symbol, host())
     for nseg, run in ((-1, 4), (3, -2)):
         c = np.full((2, row(symbol).nr), SENTINEL)
@@ -148,7 +149,7 @@ def test_negative_counts_read_nothing(link):
 
 
 def test_nan_and_infinity_stay_in_their_row(link):
-    isa = microkernels.isa_of(host())
+    isa = isa_of(host())
     symbol = gemm(4, ISAS[isa].lanes, isa)
     function = link(symbol, host())
     nr = row(symbol).nr
@@ -201,7 +202,7 @@ def test_a_target_without_the_features_is_refused():
     bare = cpu_target("x86_64-unknown-linux-gnu", frozenset({"sse2"}))
     with pytest.raises(ValueError, match="does not run"):
         object_code("gemm_f32_4x16_avx2", bare)
-    assert microkernels.isa_of(bare) == "scalar"
+    assert isa_of(bare) == "scalar"
 
 
 def test_ir_defines_exactly_its_symbol():

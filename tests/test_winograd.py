@@ -27,6 +27,7 @@ from onnx import helper
 
 from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import apply, index
+from onnxjit.codegen.instruction_sets import isa_of
 from onnxjit.codegen.kernel import Kernel
 from onnxjit.codegen.loops import LoopNest
 from onnxjit.codegen.packing import Packing, pack
@@ -51,7 +52,7 @@ def forced(algorithm: Algorithm, tiles: int = 6, group: int = 1) -> Callable[[Re
     """The rule with small blocks, whatever it is estimated to cost."""
 
     def rule(r: Request) -> LoopNest:
-        isa = microkernels.isa_of(r.target)
+        isa = isa_of(r.target)
         narrow = [t for t in microkernels.rows(isa) if t.mr == 4 and t.nr <= 16]
         tile = max(narrow, key=lambda t: t.nr)
         return WinogradNest(r, correlation(r), Choice(algorithm, tiles, tile, group, 0.0)).nest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxjit.codegen import microkernels
+from onnxjit.codegen import instruction_sets
 from onnxjit.codegen.expr import (
     FALSE,
     ONE,
@@ -72,7 +72,7 @@ class Blocks:
         self.cover = register_tile(r, as_int(self.m), as_int(self.n))
         self.isa = self.cover.main.isa
         self.mr, self.nr = self.cover.main.mr, self.cover.nr
-        lanes = microkernels.ISAS[self.isa].lanes
+        lanes = instruction_sets.ISAS[self.isa].lanes
         widths = range(lanes, self.nr + 1, lanes)
         self.vr = min(widths, key=lambda w: (-(-self.width // w) * w, -w))
         self.value_panels = -(-self.width // self.vr)

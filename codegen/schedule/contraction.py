@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from onnxjit.codegen import microkernels
+from onnxjit.codegen import instruction_sets, microkernels
 from onnxjit.codegen.expr import (
     ONE,
     ZERO,
@@ -364,7 +364,7 @@ class ContractionNest(Operands):
         self, m0: Expr, rows: Expr, acc_at: Expr
     ) -> tuple[tuple[Stmt, ...], tuple[Stmt, ...]]:
         """Transposes one tile in registers, and stores a line of tiles along its rows."""
-        isa = microkernels.ISAS[self.cover.main.isa]
+        isa = instruction_sets.ISAS[self.cover.main.isa]
         symbol = microkernels.pack(ceil_to(self.mr, isa.lanes), isa.name)
         self.symbols.append(symbol)
         first, last = self.strip_vars()

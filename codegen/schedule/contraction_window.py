@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from onnxjit.codegen import microkernels
+from onnxjit.codegen import instruction_sets, microkernels
 from onnxjit.codegen.expr import (
     ONE,
     ZERO,
@@ -168,7 +168,7 @@ class Windows:
         size = product(extents)
         line: Line | None = None
         if across and channel is not None and last is not None:
-            isa = microkernels.ISAS[self.cover.main.isa]
+            isa = instruction_sets.ISAS[self.cover.main.isa]
             symbol = microkernels.pack(isa.lanes, isa.name)
             line = copy.transposed(channel, last, symbol, isa.lanes)
         if line is not None:

@@ -8,8 +8,8 @@ this 36, which is 0.86 of the bandwidth (one core of Zen 3; ONNX Runtime 41).
 
 from __future__ import annotations
 
+from onnxjit.codegen import instruction_sets, microkernels
 from onnxjit.codegen import microkernel_depthwise as windows
-from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
     ONE,
     ZERO,
@@ -64,11 +64,11 @@ def transposition(r: Request) -> LoopNest:
         raise Declined("an index that is not affine")
     columns = as_int(column.extent) or 0
     isa = windows.isa_for(columns, r.target)
-    lanes = microkernels.ISAS[isa].lanes if isa is not None else 0
+    lanes = instruction_sets.ISAS[isa].lanes if isa is not None else 0
     rows = as_int(row.extent)
     if isa is None or (rows is not None and rows < lanes):
         raise Declined("a side shorter than a vector, or columns of an unknown number")
-    if lanes < FEWEST and isa != microkernels.isa_of(r.target):
+    if lanes < FEWEST and isa != instruction_sets.isa_of(r.target):
         raise Declined("so few columns that they are written out")
     symbol = microkernels.pack(lanes, isa)
 

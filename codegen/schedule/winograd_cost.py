@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from onnxjit.codegen import microkernels
+from onnxjit.codegen import instruction_sets, microkernels
 from onnxjit.codegen.expr import as_int, loads
 from onnxjit.codegen.microkernels import MicroKernel
 from onnxjit.codegen.schedule.axes import coefficient, typical
@@ -93,7 +93,7 @@ def choose(c: Correlation, r: Request) -> Choice:
     rows, columns = (max(1, typical(a.extent, SIDE)) for a in (c.row, c.column))
     images = 1 if batch is None else max(1, batch)
     sizes = Sizes(images, rows, columns, depth, n, NEAR if r.resident else COLD)
-    every = list(choices(sizes, microkernels.isa_of(r.target), r.target.l2))
+    every = list(choices(sizes, instruction_sets.isa_of(r.target), r.target.l2))
     best = cheapest(every)
     direct = direct_cycles(sizes, r.target)
     filtering = best.cycles + conflicts(c, sizes)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxjit.codegen.microkernels import ISAS
+from onnxjit.codegen.instruction_sets import ISAS
 from onnxjit.codegen.target import Target
 
 STEP = 512  # bytes of a step of the memory loops; buffers are multiples of it
@@ -23,7 +23,7 @@ CHAIN = 64
 class Product:
     """An instruction that multiplies `operands` with each other and adds onto `sums`.
 
-    `isa` names a row of `microkernels.ISAS`, `features` what is needed beside it. `call` is the
+    `isa` names a row of `instruction_sets.ISAS`, `features` what is needed beside it. `call` is the
     intrinsic, or "" for a product and an addition. `operations` counts both halves over all lanes.
     """
 
