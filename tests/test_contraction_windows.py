@@ -117,13 +117,20 @@ def test_nothing_outside_of_a_buffer_is_read(x, w, pads, strides) -> None:
 
 
 def test_rows_of_results_are_stored_along_rows() -> None:
-    # 1x1: no window, the output is row-major; several strips, a last panel with one column.
-    for filters, size in [(33, (13, 29)), (64, (56, 56)), (5, (1, 1)), (32, (200, 3))]:
+    # 1x1: no window, the output is row-major; several strips, a last panel with one column. Where
+    # pixels fill the panels about as well as filters do, they are the columns.
+    for filters, size in [
+        (65, (7, 7)),
+        (64, (14, 14)),
+        (64, (56, 56)),
+        (33, (13, 29)),
+        (5, (1, 1)),
+    ]:
         w = sample(RNG, "float32", (filters, 64, 1, 1))
         m = convolution([1, 64, *size], w)
         low = lower_model(m)
         turned = any("turned" in str(c.nest) for c in low.generated.scheduled)
-        assert turned == (size != (1, 1))
+        assert turned == (size in ((7, 7), (14, 14)))
         x = sample(RNG, "float32", (1, 64, *size))
         (got,) = run_program(low, {"x": x})
         close(got, direct(x, *constants(m), [0] * 4, [1, 1], 1).astype(np.float32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
     ONE,
     Apply,
@@ -39,6 +40,9 @@ FEWEST = 4
 LONG = 64
 """Columns that fill the widest tile."""
 
+FULLER = 1.04
+"""How much longer the products may take so that neither rows nor results are transposed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
@@ -59,8 +63,9 @@ class Contraction:
     prologue: Expr | None = None
 
 
-def recognise(r: Request) -> Contraction:
-    """The contraction that a kernel is, or `Declined`."""
+def recognise(r: Request, *, turned: bool = False) -> Contraction:
+    """The contraction that a kernel is, or `Declined`. With `turned`, a constant may have the rows
+    where that suits the layouts, which passes that still decide on those must not ask for."""
     k = r.kernel
     window: Stage | None = None
     final = k.stages[-1]
@@ -107,8 +112,12 @@ def recognise(r: Request) -> Contraction:
     elif window is not None:
         swap = q.buffer == window.buffer
     elif k.types[final.buffer].rank > 2 and fixed[0] != fixed[1]:
-        # The constant has the columns, unless they are too few for a tile: then it has the rows.
-        swap = fixed[0] != few_columns(order, in_p if fixed[0] else in_q, stage.offset)
+        # The constant has the columns, unless they are too few for a tile or rows suit it better.
+        constant, other = (in_p, q) if fixed[0] else (in_q, p)
+        rows = few_columns(order, constant, stage.offset) or (
+            turned and better_rows(r, order, constant, other, stage.offset)
+        )
+        swap = fixed[0] != rows
     elif not any(a in in_q and a not in in_p for a in order):
         swap = True
     x, y = (q, p) if swap else (p, q)
@@ -165,6 +174,25 @@ def few_columns(order: Sequence[Axis], of: Collection[Axis], offset: Expr) -> bo
     columns = [a for a in order if a in of]
     width = as_int(column_axis(columns, offset).extent) if columns else None
     return width is not None and width < FEWEST
+
+
+def better_rows(
+    r: Request, order: Sequence[Axis], of: Collection[Axis], other: Load, offset: Expr
+) -> bool:
+    """Whether the other operand and the result are contiguous along the rows of a constant over the
+    axes `of` (row-major images): panels of those are plain copies, and results need no
+    transposition. Not where the panels would be filled much worse."""
+    columns, inner = [a for a in order if a in of], order[-1]
+    if not columns or inner in of:
+        return False
+    if any(coefficient(e, inner) is not ONE for e in (other.index[0], offset)):
+        return False
+    width, length = as_int(column_axis(columns, offset).extent), as_int(inner.extent)
+    if width is None or length is None:
+        return True
+    sizes = ((width, length), (length, width))
+    rows, usual = (microkernels.select(m, n, r.target).cycles for m, n in sizes)
+    return rows <= FULLER * usual
 
 
 def stride_of(e: Expr, a: Axis) -> float:
