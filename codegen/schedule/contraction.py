@@ -18,6 +18,7 @@ cut.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from onnxjit.codegen import microkernels
@@ -57,6 +58,7 @@ from onnxjit.codegen.schedule.contraction_match import (
     column_axis,
     recognise,
     stride_of,
+    windowed,
 )
 from onnxjit.codegen.schedule.contraction_operands import Operand, Operands
 from onnxjit.codegen.schedule.contraction_window import ROW_IN_BLOCK
@@ -68,7 +70,7 @@ from onnxjit.codegen.schedule.register_tile import (
     tile_call,
     tile_symbols,
 )
-from onnxjit.codegen.schedule.request import Request
+from onnxjit.codegen.schedule.request import Declined, Request
 
 LINE = 16
 """Elements of a cache line."""
@@ -439,6 +441,10 @@ def ceil_div_by(a: Expr, b: Expr) -> Expr:
 
 def contraction(r: Request) -> LoopNest:
     """The nest of a contraction."""
+    wide = windowed(r)
+    if wide is not r:
+        with suppress(Declined):
+            return ContractionNest(wide, recognise(wide)).nest()
     return ContractionNest(r, recognise(r, turned=True)).nest()
 
 

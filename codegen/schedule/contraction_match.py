@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
@@ -39,6 +39,9 @@ FEWEST = 4
 
 LONG = 64
 """Columns that fill the widest tile."""
+
+RUN = 16
+"""Channels that make long runs."""
 
 FULLER = 1.04
 """How much longer the products may take so that neither rows nor results are transposed."""
@@ -153,6 +156,38 @@ def recognise(r: Request, *, turned: bool = False) -> Contraction:
     return Contraction(stage, red, x, y, batch, m, n, red.axes, window, computed)
 
 
+def windowed(r: Request) -> Request:
+    """A request that reads overlapping windows of channels that are not contiguous (a convolution
+    of row-major data) through a copy like that of a padded input, which makes runs of k as long as
+    the channels from runs of a few taps."""
+    k = r.kernel
+    reds = k.stages[0].reduces
+    if len(k.stages) != 1 or len(reds) != 1 or not isinstance(reds[0].body, Apply):
+        return r
+    summed = {a for a in reds[0].axes if a.extent is not ONE}
+    for x in loads(k.stages[0].value):
+        if x.buffer in r.constants or len(x.index) < 3 or x not in reds[0].body.args:
+            continue
+        channels = axes_of(x.index[1]) & summed
+        long = any((as_int(a.extent) or 0) >= RUN for a in channels)
+        if not long or len(channels) > 1 or r.strides(x.buffer)[1] is ONE:
+            continue
+        if any(coefficient(x.index[1], a) is not ONE for a in channels):
+            continue
+        if any(coefficient(e, a) is None for e in x.index for a in axes_of(e)):
+            continue
+        taps = summed - channels
+        if not any(axes_of(e) & taps and axes_of(e) - summed for e in x.index[2:]):
+            continue
+        name, kind = f"{x.buffer}_window", k.types[x.buffer]
+        axes = tuple(fresh_axis(e) for e in kind.shape)
+        copy = Stage(name, axes, Load(x.buffer, axes, x.dtype))
+        value = replace_node(k.stages[0].value, x, Load(name, x.index, x.dtype))
+        stages = copy, replace(k.stages[0], value=value)
+        return replace(r, kernel=replace(k, stages=stages, types={**k.types, name: kind}))
+    return r
+
+
 def carrier(value: Expr, axes: Sequence[Axis], summed: Sequence[Axis]) -> Load:
     """The read that computed rows follow: it depends on all axes that they depend on, and on the
     only summed one contiguously."""
@@ -212,4 +247,4 @@ def column_axis(n: Sequence[Axis], offset: Expr) -> Axis:
     return max(n, key=key)
 
 
-__all__ = ["Contraction", "column_axis", "recognise", "stride_of"]
+__all__ = ["Contraction", "column_axis", "recognise", "stride_of", "windowed"]
