@@ -117,13 +117,70 @@ def test_nothing_outside_of_a_buffer_is_read(x, w, pads, strides) -> None:
 
 
 def test_rows_of_results_are_stored_along_rows() -> None:
-    # 1x1: no window, the output is row-major; several strips, a last panel with one column.
-    for filters, size in [(33, (13, 29)), (64, (56, 56)), (5, (1, 1)), (32, (200, 3))]:
+    # 1x1: no window, the output is row-major; several strips, a last panel with one column. Where
+    # pixels fill the panels about as well as filters do, they are the columns.
+    for filters, size in [
+        (65, (7, 7)),
+        (64, (14, 14)),
+        (64, (56, 56)),
+        (33, (13, 29)),
+        (5, (1, 1)),
+    ]:
         w = sample(RNG, "float32", (filters, 64, 1, 1))
         m = convolution([1, 64, *size], w)
         low = lower_model(m)
         turned = any("turned" in str(c.nest) for c in low.generated.scheduled)
-        assert turned == (size != (1, 1))
+        assert turned == (size in ((7, 7), (14, 14)))
         x = sample(RNG, "float32", (1, 64, *size))
         (got,) = run_program(low, {"x": x})
         close(got, direct(x, *constants(m), [0] * 4, [1, 1], 1).astype(np.float32))
+
+
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize(
+    ("taps", "stride", "dilation"), [(5, 2, 1), (3, 2, 2), (4, 1, 1), (2, 3, 1)]
+)
+def test_windows_without_a_border(
+    taps: int, stride: int, dilation: int, group: int, *, free: bool
+) -> None:
+    """Channels in short runs of taps become runs of channels, as with a border."""
+    w = sample(RNG, "float32", (11 * group, 17, taps, taps - 1))
+    shape: list[int | str] = ["n", 17 * group, "h", "w"] if free else [2, 17 * group, 13, 29]
+    settings = {"strides": [stride, 1], "dilations": [dilation, dilation], "group": group}
+    m = convolution(shape, w, relu=True, **settings)
+    low = lower_model(m)
+    assert all(c.nest.rule == "contraction: window" for c in low.generated.scheduled)
+    sizes = [(2, 13, 29), (1, 9, 9), (3, 10, 60), (0, 12, 12)] if free else [(2, 13, 29)]
+    bias = constants(m)[1]
+    for n, h, wide in sizes:
+        x = sample(RNG, "float32", (n, 17 * group, h, wide))
+        parts = [
+            direct(
+                x[:, g * 17 : g * 17 + 17],
+                w[g * 11 : g * 11 + 11],
+                bias[g * 11 : g * 11 + 11],
+                [0] * 4,
+                [stride, 1],
+                dilation,
+            )
+            for g in range(group)
+        ]
+        (got,) = run_program(low, {"x": x})
+        close(got, np.maximum(np.concatenate(parts, 1), 0).astype(np.float32))
+
+
+def test_a_window_without_a_border_is_read_again_by_the_epilogue() -> None:
+    w = sample(RNG, "float32", (16, 16, 2, 2))
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Slice", ["x", "from", "to", "axes"], ["s"]),
+        helper.make_node("Add", ["c", "s"], ["y"]),
+    ]
+    given = {"from": [0, 0], "to": [8, 20], "axes": [2, 3]}
+    fixed = {"w": w, **{k: np.array(v) for k, v in given.items()}}
+    low = lower_model(model(nodes, {"x": ("float32", [1, 16, 9, 21])}, ["y"], fixed))
+    x = sample(RNG, "float32", (1, 16, 9, 21))
+    want = direct(x, w, np.zeros(16, np.float32), [0] * 4, [1, 1], 1) + x[:, :, :8, :20]
+    (got,) = run_program(low, {"x": x})
+    close(got, want.astype(np.float32))

@@ -17,7 +17,8 @@ cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from onnxjit.codegen import instruction_sets, microkernels
@@ -57,6 +58,7 @@ from onnxjit.codegen.schedule.contraction_match import (
     column_axis,
     recognise,
     stride_of,
+    windowed,
 )
 from onnxjit.codegen.schedule.contraction_operands import Operand, Operands
 from onnxjit.codegen.schedule.contraction_window import ROW_IN_BLOCK
@@ -68,7 +70,7 @@ from onnxjit.codegen.schedule.register_tile import (
     tile_call,
     tile_symbols,
 )
-from onnxjit.codegen.schedule.request import Request
+from onnxjit.codegen.schedule.request import Declined, Request
 
 LINE = 16
 """Elements of a cache line."""
@@ -134,7 +136,7 @@ class ContractionNest(Operands):
         self.lines = self.row.extent if self.row is not None else self.m_tiles
         self.line_tiles = self.m_tiles if self.row is not None else ONE
 
-        self.blocking = choose(self.shape())
+        self.blocking = choose(self.shape(x, y, k_axes))
         self.sizes: dict[Var, Expr] = {}
         self.block = self.size("block", self.blocking.block)
         same = self.blocking.strip is self.blocking.block
@@ -164,9 +166,11 @@ class ContractionNest(Operands):
         self.sizes[Var(name)] = value
         return Var(name)
 
-    def shape(self) -> Shape:
+    def shape(self, x: Load, y: Load, k_axes: Sequence[Axis]) -> Shape:
         """What the choice of blocks depends on."""
         window = self.c.window is not None
+        in_place = not window and any(coefficient(x.index[0], k) is ONE for k in k_axes)
+        packed = in_place and y.buffer not in self.r.constants
         halo = 0
         if window:
             line_bytes, halo = self.line_bytes()
@@ -182,6 +186,8 @@ class ContractionNest(Operands):
             mr=self.mr,
             line_bytes=line_bytes,
             copied=window,
+            packed=packed,
+            gathered=not window and not in_place,
             halo=halo,
             panels=self.panels,
             nr=self.nr,
@@ -435,7 +441,11 @@ def ceil_div_by(a: Expr, b: Expr) -> Expr:
 
 def contraction(r: Request) -> LoopNest:
     """The nest of a contraction."""
-    return ContractionNest(r, recognise(r)).nest()
+    wide = windowed(r)
+    if wide is not r:
+        with suppress(Declined):
+            return ContractionNest(wide, recognise(wide)).nest()
+    return ContractionNest(r, recognise(r, turned=True)).nest()
 
 
 __all__ = ["contraction"]

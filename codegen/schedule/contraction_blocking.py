@@ -47,6 +47,9 @@ TILES = 8
 SMALL = 200_000
 """Multiply-adds below which a second thread costs more than it gains."""
 
+COPY = 8
+"""Bytes that stream from beyond L2 under the products in the time that copying one takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -75,7 +78,8 @@ class Shape:
     """What blocking needs to know.
 
     There are `lines` lines of `line_tiles` row tiles of at most `mr` rows. A line brings
-    `line_bytes` of x; with `copied`, a parallel tile copies its lines (and `halo` lines more).
+    `line_bytes` of x. A parallel tile copies, with `copied`, a window of its lines (and `halo`
+    lines more), with `gathered` its rows, with `packed` its panels.
     """
 
     lines: Expr
@@ -83,6 +87,8 @@ class Shape:
     mr: int
     line_bytes: Expr
     copied: bool
+    packed: bool
+    gathered: bool
     halo: int
     panels: Expr
     nr: int
@@ -140,24 +146,30 @@ def _fixed(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
     if not s.copied:
         k = min(depth, DEPTH)
         strip = min(strip, max(1, s.limits.strip_bytes // max(1, tiles * s.mr * k * 4)))
-    most = max(1, s.limits.window_bytes // max(1, line_bytes)) if s.copied else strip
+    most = lines if s.packed else strip
+    if s.copied:
+        most = max(1, s.limits.window_bytes // max(1, line_bytes))
     work = s.outer * lines * tiles * s.mr * panels * s.nr * depth
     wanted = s.limits.tiles if work > SMALL else 1
+    # What a tile packs stays in L2.
+    least = -(-panels * s.nr * depth * 4 // RESIDENT_BYTES) if s.packed else 1
     best = min(
         (_traffic(s, depth, panels, strip, n, parts), n, parts)
-        for n, parts in _cuts(lines, most, panels, wanted, s.outer)
+        for n, parts in _cuts(lines, most, panels, least, wanted, s.outer)
     )
     block = -(-lines // best[1])
     strip = -(-block // -(-block // min(strip, block)))
     return index(block), index(strip), index(best[2])
 
 
-def _cuts(lines: int, most: int, panels: int, wanted: int, outer: int) -> Iterator[tuple[int, int]]:
+def _cuts(
+    lines: int, most: int, panels: int, least: int, wanted: int, outer: int
+) -> Iterator[tuple[int, int]]:
     """Numbers of line blocks and of panel groups that give enough parallel tiles."""
     fewest = -(-lines // most)
     counts = {fewest, *(-(-lines // b) for b in range(1, min(most, lines) + 1))}
     for n in sorted(c for c in counts if c >= fewest):
-        yield n, min(panels, max(1, -(-wanted // (n * outer))))
+        yield n, min(panels, max(least, -(-wanted // (n * outer))))
 
 
 def _traffic(s: Shape, depth: int, panels: int, strip: int, blocks: int, parts: int) -> float:
@@ -168,10 +180,12 @@ def _traffic(s: Shape, depth: int, panels: int, strip: int, blocks: int, parts: 
     strips = -(-block // strip)
     if -(-panels // parts) * s.nr * depth * 4 <= RESIDENT_BYTES:
         strips = 1
-    rows = (lines + blocks * s.halo) * line_bytes * (2 if s.copied else 1)
+    weight = 2 if s.copied else COPY if s.gathered else 1
+    rows = (lines + blocks * s.halo) * line_bytes * weight
+    packing = COPY * blocks * panel_bytes if s.packed else 0
     count = blocks * parts * s.outer
     missing = max(1.0, s.limits.tiles / count) ** 0.5
-    return (blocks * strips * panel_bytes + parts * rows) * missing + 2000 * count
+    return (blocks * strips * panel_bytes + packing + parts * rows) * missing + 2000 * count
 
 
 def _symbolic(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
@@ -181,6 +195,9 @@ def _symbolic(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
         most = s.limits.strip_tiles
         strips = apply("max", (s.lines + (most - 1)) // most, 1)
         block = strip = apply("max", apply("floordiv", s.lines + strips - 1, strips), 1)
+        if s.packed:
+            blocks = apply("min", strips, wanted)
+            block = apply("max", apply("floordiv", s.lines + blocks - 1, blocks), 1)
     else:
         fits = apply("floordiv", index(s.limits.strip_tiles), apply("max", s.line_tiles, 1))
         strip = apply("max", fits, 1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
     ONE,
     Apply,
@@ -39,6 +40,12 @@ FEWEST = 4
 LONG = 64
 """Columns that fill the widest tile."""
 
+RUN = 16
+"""Channels that make long runs."""
+
+FULLER = 1.04
+"""How much longer the products may take so that neither rows nor results are transposed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
@@ -59,8 +66,9 @@ class Contraction:
     prologue: Expr | None = None
 
 
-def recognise(r: Request) -> Contraction:
-    """The contraction that a kernel is, or `Declined`."""
+def recognise(r: Request, *, turned: bool = False) -> Contraction:
+    """The contraction that a kernel is, or `Declined`. With `turned`, a constant may have the rows
+    where that suits the layouts, which passes that still decide on those must not ask for."""
     k = r.kernel
     window: Stage | None = None
     final = k.stages[-1]
@@ -107,8 +115,12 @@ def recognise(r: Request) -> Contraction:
     elif window is not None:
         swap = q.buffer == window.buffer
     elif k.types[final.buffer].rank > 2 and fixed[0] != fixed[1]:
-        # The constant has the columns, unless they are too few for a tile: then it has the rows.
-        swap = fixed[0] != few_columns(order, in_p if fixed[0] else in_q, stage.offset)
+        # The constant has the columns, unless they are too few for a tile or rows suit it better.
+        constant, other = (in_p, q) if fixed[0] else (in_q, p)
+        rows = few_columns(order, constant, stage.offset) or (
+            turned and better_rows(r, order, constant, other, stage.offset)
+        )
+        swap = fixed[0] != rows
     elif not any(a in in_q and a not in in_p for a in order):
         swap = True
     x, y = (q, p) if swap else (p, q)
@@ -144,6 +156,38 @@ def recognise(r: Request) -> Contraction:
     return Contraction(stage, red, x, y, batch, m, n, red.axes, window, computed)
 
 
+def windowed(r: Request) -> Request:
+    """A request that reads overlapping windows of channels that are not contiguous (a convolution
+    of row-major data) through a copy like that of a padded input, which makes runs of k as long as
+    the channels from runs of a few taps."""
+    k = r.kernel
+    reds = k.stages[0].reduces
+    if len(k.stages) != 1 or len(reds) != 1 or not isinstance(reds[0].body, Apply):
+        return r
+    summed = {a for a in reds[0].axes if a.extent is not ONE}
+    for x in loads(k.stages[0].value):
+        if x.buffer in r.constants or len(x.index) < 3 or x not in reds[0].body.args:
+            continue
+        channels = axes_of(x.index[1]) & summed
+        long = any((as_int(a.extent) or 0) >= RUN for a in channels)
+        if not long or len(channels) > 1 or r.strides(x.buffer)[1] is ONE:
+            continue
+        if any(coefficient(x.index[1], a) is not ONE for a in channels):
+            continue
+        if any(coefficient(e, a) is None for e in x.index for a in axes_of(e)):
+            continue
+        taps = summed - channels
+        if not any(axes_of(e) & taps and axes_of(e) - summed for e in x.index[2:]):
+            continue
+        name, kind = f"{x.buffer}_window", k.types[x.buffer]
+        axes = tuple(fresh_axis(e) for e in kind.shape)
+        copy = Stage(name, axes, Load(x.buffer, axes, x.dtype))
+        value = replace_node(k.stages[0].value, x, Load(name, x.index, x.dtype))
+        stages = copy, replace(k.stages[0], value=value)
+        return replace(r, kernel=replace(k, stages=stages, types={**k.types, name: kind}))
+    return r
+
+
 def carrier(value: Expr, axes: Sequence[Axis], summed: Sequence[Axis]) -> Load:
     """The read that computed rows follow: it depends on all axes that they depend on, and on the
     only summed one contiguously."""
@@ -167,6 +211,25 @@ def few_columns(order: Sequence[Axis], of: Collection[Axis], offset: Expr) -> bo
     return width is not None and width < FEWEST
 
 
+def better_rows(
+    r: Request, order: Sequence[Axis], of: Collection[Axis], other: Load, offset: Expr
+) -> bool:
+    """Whether the other operand and the result are contiguous along the rows of a constant over the
+    axes `of` (row-major images): panels of those are plain copies, and results need no
+    transposition. Not where the panels would be filled much worse."""
+    columns, inner = [a for a in order if a in of], order[-1]
+    if not columns or inner in of:
+        return False
+    if any(coefficient(e, inner) is not ONE for e in (other.index[0], offset)):
+        return False
+    width, length = as_int(column_axis(columns, offset).extent), as_int(inner.extent)
+    if width is None or length is None:
+        return True
+    sizes = ((width, length), (length, width))
+    rows, usual = (microkernels.select(m, n, r.target).cycles for m, n in sizes)
+    return rows <= FULLER * usual
+
+
 def stride_of(e: Expr, a: Axis) -> float:
     c = coefficient(e, a)
     return magnitude(c) if c is not None else 0.0
@@ -184,4 +247,4 @@ def column_axis(n: Sequence[Axis], offset: Expr) -> Axis:
     return max(n, key=key)
 
 
-__all__ = ["Contraction", "column_axis", "recognise", "stride_of"]
+__all__ = ["Contraction", "column_axis", "recognise", "stride_of", "windowed"]

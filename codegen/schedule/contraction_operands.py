@@ -25,6 +25,7 @@ from onnxjit.codegen.loops import (
     Address,
     Call,
     For,
+    If,
     Local,
     Stmt,
     Store,
@@ -252,7 +253,7 @@ class Operands(Windows):
         contiguous = coefficient(offset, self.ni) is ONE
         loops_: tuple[Stmt, ...]
         if columns is not None and columns % self.nr == 0:
-            stop: Expr = index(self.nr)
+            stop: Expr = j.extent
         else:
             stop = limit
         (k, *more) = ordered
@@ -269,11 +270,12 @@ class Operands(Windows):
                 Call(symbol, (Address(y.buffer, here), stride, stop, depth, panel, index(self.nr))),
             )
         elif contiguous:
-            loops_ = (For(j, ZERO, stop, fill),)
-            if stop is not j.extent:
-                loops_ = (*loops_, For(j, stop, j.extent, edge))
+            # A constant number of columns where there are as many: copied by whole vectors.
+            whole: tuple[Stmt, ...] = (For(j, ZERO, j.extent, fill),)
+            rest: tuple[Stmt, ...] = (For(j, ZERO, stop, fill), For(j, stop, j.extent, edge))
             for a in reversed(ordered):
-                loops_ = (loop(a, *loops_),)
+                whole, rest = (loop(a, *whole),), (loop(a, *rest),)
+            loops_ = whole if stop is j.extent else (If(apply("eq", stop, self.nr), whole, rest),)
         else:
             inner: tuple[Stmt, ...] = fill
             zero: tuple[Stmt, ...] = edge
