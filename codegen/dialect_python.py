@@ -390,6 +390,7 @@ def _names() -> dict[str, Any]:
         "min_": _exact(np.minimum), "max_": _exact(np.maximum), "pow": _power,
         "div": _division(_truncated, np.true_divide),
         "divide_by": _division(_truncated, np.true_divide),
+        "minus": _exact(np.subtract),
         "floordiv": _division(lambda a, b: a // b, lambda a, b: np.floor(a / b)),
         "mod_floor": _division(lambda a, b: a % b, _remainder),
         "mod_trunc": _division(lambda a, b: a - _truncated(a, b) * b, np.fmod),

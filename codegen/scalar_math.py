@@ -248,6 +248,7 @@ _COMMON: dict[str, Callable[..., Any]] = {
     "abs": _llvm("fabs"),
     "sign": _sign,
     "divide_by": _divide_by,
+    "minus": lambda s, x, y: s.sub(x, y),
     "mod_floor": _remainder,
     "mod_trunc": lambda s, x, y: s.rem(x, y),
 }
@@ -273,7 +274,7 @@ _FLOAT64: dict[str, Callable[..., Any]] = {
     **{name: _libm(name) for name in _LIBM},
 }
 
-BINARY: tuple[str, ...] = ("pow", "mod_floor", "mod_trunc", "divide_by")
+BINARY: tuple[str, ...] = ("pow", "mod_floor", "mod_trunc", "divide_by", "minus")
 UNARY: tuple[str, ...] = tuple(sorted(set(_FLOAT32) - set(BINARY)))
 
 

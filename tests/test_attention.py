@@ -448,7 +448,7 @@ def test_pack(isa: microkernels.Isa) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
-@pytest.mark.parametrize("place", ["strip", "room", "exact"])
+@pytest.mark.parametrize("place", ["strip", "other"])
 def test_softmax_of_rows(isa: microkernels.Isa, place: str) -> None:
     library, run = native(microkernels.softmax(isa.name))
     python = python_namespace([microkernels.softmax(isa.name)])[microkernels.softmax(isa.name)]
@@ -456,7 +456,7 @@ def test_softmax_of_rows(isa: microkernels.Isa, place: str) -> None:
     for n in (0, 1, isa.lanes - 1, isa.lanes, isa.lanes + 1, 5 * isa.lanes - 1, 5 * isa.lanes, 97):
         whole = -(-n // isa.lanes) * isa.lanes
         lds = whole + 16 if place == "strip" else n + 3
-        ldt = n if place == "exact" else whole + 16
+        ldt = whole + 16
         x = (rng.standard_normal((6, lds)) * 30).astype(np.float32)
         x[1, :n] = -INF
         x[2, :1] = -INF
@@ -468,7 +468,7 @@ def test_softmax_of_rows(isa: microkernels.Isa, place: str) -> None:
         data = []
         for _ in range(2):
             source = x.copy()
-            out = source if place == "strip" else np.full((6 * ldt + 1,), 5, np.float32)
+            out = source if place == "strip" else np.full((6, ldt), 5, np.float32)
             data.append((source, out, top.copy(), np.full(6, np.nan, np.float32)))
         s, o, t, total = (a.ctypes.data for a in data[0])
         run(s, lds, o, ldt, 6, n, t, total)
@@ -476,15 +476,11 @@ def test_softmax_of_rows(isa: microkernels.Isa, place: str) -> None:
         python(b[0], 0, lds, b[1], 0, ldt, 6, n, b[2], 0, b[3], 0)
         (_, got, highest, sums), (_, want, want_highest, want_sums) = data
         np.testing.assert_array_equal(highest, want_highest)
-        got, want = (a.reshape(-1)[: 6 * ldt].reshape(6, ldt) for a in (got, want))
-        written = n if place == "exact" else whole
-        np.testing.assert_array_equal(got[:, written:], want[:, written:])
-        assert (got[:, n:written] == 0).all()
+        np.testing.assert_array_equal(got[:, whole:], want[:, whole:])
+        assert (got[:, n:whole] == 0).all()
         # Below the smallest normal number the result is 0.
         np.testing.assert_allclose(got[:, :n], want[:, :n], rtol=5e-7, atol=1.3e-38)
         np.testing.assert_allclose(sums, want_sums, rtol=1e-6, atol=1e-36)
-        if place == "exact":
-            assert data[0][1][-1] == 5
     assert library is not None
 
 
