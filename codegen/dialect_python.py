@@ -349,16 +349,18 @@ def _pack(symbol: str) -> Callable[..., None]:
 
 def _softmax(symbol: str) -> Callable[..., None]:
     def call(
-        strip: Buffer, start: int, ld: int, rows: int, n: int,
+        source: Buffer, source_index: int, lds: int,
+        target: Buffer, target_index: int, ldt: int, rows: int, n: int,
         highest: Buffer, highest_index: int, sums: Buffer, sums_index: int,
     ) -> None:  # fmt: skip
         for i in range(rows):
-            row = strip.view(int(start) + i * int(ld), n)
+            row = source.view(int(source_index) + i * int(lds), n)
+            out = target.view(int(target_index) + i * int(ldt), n)
             top = highest.view(int(highest_index) + i, 1)
             top[0] = np.fmax.reduce(row, initial=top[0])
             with np.errstate(all="ignore"):
-                row[:] = np.exp(row - (0 if top[0] == -np.inf else top[0]))
-            sums.view(int(sums_index) + i, 1)[0] = row.sum()
+                out[:] = np.exp(row - (0 if top[0] == -np.inf else top[0]))
+            sums.view(int(sums_index) + i, 1)[0] = out.sum()
 
     return call
 
@@ -388,6 +390,7 @@ def _names() -> dict[str, Any]:
         "min_": _exact(np.minimum), "max_": _exact(np.maximum), "pow": _power,
         "div": _division(_truncated, np.true_divide),
         "divide_by": _division(_truncated, np.true_divide),
+        "minus": _exact(np.subtract),
         "floordiv": _division(lambda a, b: a // b, lambda a, b: np.floor(a / b)),
         "mod_floor": _division(lambda a, b: a % b, _remainder),
         "mod_trunc": _division(lambda a, b: a - _truncated(a, b) * b, np.fmod),

@@ -305,6 +305,7 @@ _TABLE: dict[str, _Row] = {
     "select": (_select_rule, lambda c, builder, sig, args: builder.select(*args)),
     "fma": (_same(3), _emit_fma),
     "divide_by": (_same(2, _float), _math("divide_by")),
+    "minus": (_same(2, _float), _math("minus")),
     "assume": (_assume_rule, _emit_assume),
     "abs": (_same(1), _by_kind(_math("abs"), dialect_integer.emit_abs)),
     "sign": (_same(1), _by_kind(_math("sign"), dialect_integer.emit_sign)),

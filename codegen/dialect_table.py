@@ -45,7 +45,9 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "softmax",
         re.compile(r"softmax_f32_[a-z0-9]+"),
-        ("float32@", "int64", "int64", "int64", "float32@", "float32@"),
+        (
+            "float32@", "int64", "float32@", "int64", "int64", "int64", "float32@", "float32@",
+        ),
     ),
     Family("pack", PACK_SYMBOL, ("float32@", "int64", "int64", "int64", "float32@", "int64")),
     Family(

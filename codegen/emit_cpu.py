@@ -332,6 +332,8 @@ class CpuPrinter(Printer):
     def function(self, e: Apply) -> str:
         if e.fn == "div" and e.dtype == "float32" and has_normal_reciprocal(e.args[1]):
             return f"divide_by({self.expression(e.args[0])}, {self.expression(e.args[1])})"
+        if e.fn == "sub" and e.dtype in ("float32", "float64") and is_difference(e.args[0]):
+            return f"minus({self.expression(e.args[0])}, {self.expression(e.args[1])})"
         return super().function(e)
 
     def header(self) -> str:
@@ -343,6 +345,12 @@ def has_normal_reciprocal(e: Expr) -> bool:
     if isinstance(e, Apply) and e.fn == "cast":
         return e.args[0].dtype == INDEX and not loads(e.args[0])
     return isinstance(e, Const) and 2.0**-120 < abs(e.value) < 2.0**120
+
+
+def is_difference(e: Expr) -> bool:
+    """Whether `e` may be small beside what it is the difference of: a - b - c is then not to be
+    computed as a - (b + c)."""
+    return isinstance(e, Apply) and e.fn == "sub"
 
 
 def emit(nest: LoopNest) -> str:

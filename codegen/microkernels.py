@@ -22,7 +22,7 @@ takes the number of rows, 1 to mr, as an additional last argument: for extents t
 at run time.
 
     pack_f32_{nr}_{isa}     a transposing copy into a panel of B (see microkernel_pack)
-    softmax_f32_{isa}       rows of scores to exponentials (see microkernel_softmax)
+    softmax_f32_{isa}       rows to exponentials and their sums (see microkernel_softmax)
 
 Rows of A that lie a multiple of 4096 bytes apart share a set of the L1 cache: on Cascade Lake the
 14x32 tile then runs at 0.45 (stride 16 KB) to 0.75 (4 KB) of its usual speed, 6x64 and 9x48 at 0.65
@@ -156,7 +156,7 @@ def pack(nr: int, isa: str) -> str:
 
 
 def softmax(isa: str) -> str:
-    """The symbol of the softmax over rows of a strip (microkernel_softmax)."""
+    """The symbol of the exponentials of rows and their sums (microkernel_softmax)."""
     return f"softmax_f32_{isa}"
 
 
@@ -311,7 +311,7 @@ def _kind(symbol: str) -> tuple[Isa, Callable[[], ir_types.Module]]:
         from onnxjit.codegen import microkernel_softmax
 
         isa = _isa(symbol, match[1])
-        vector = microkernel_softmax.Vector(isa.lanes, isa.fused, isa.name == "avx512")
+        vector = microkernel_softmax.Vector(isa.lanes, isa.registers // 8, isa.fused)
         return isa, partial(microkernel_softmax.module, symbol, vector)
     kernel = row(symbol)
     return ISAS[kernel.isa], partial(_module, kernel)

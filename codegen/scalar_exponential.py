@@ -1,6 +1,6 @@
 """Exponentials and logarithms as branch-free LLVM IR on scalars (see `scalar_math`).
 
-Sources: Cephes (exp and log in single precision), FreeBSD msun (log in double precision).
+Sources: Cephes (log in single precision), FreeBSD msun (log in double precision).
 """
 
 from __future__ import annotations
@@ -18,51 +18,68 @@ _LN2_LOW_64 = 1.90821492927058770002e-10
 SMALLEST_EXPONENT = -126 * math.log(2)  # of e: below, results are denormal and count as zero
 
 
+_SERIES = (
+    1.38825077313e-3, 8.36654723622e-3, 4.16672008242e-2, 1.66665434230e-1, 4.99999981496e-1,
+)  # fmt: skip
+"""Coefficients of e**r - 1 - r from r**6 to r**2: the minimax fit for |r| <= ln(2) / 2, with errors
+of at most 1.3e-8 of e**r - 1."""
+
+
 def _power_less_one(s: Scalar, r: Any) -> Any:
-    """e**r - 1 for |r| <= ln(2) / 2 (Cephes expf)."""
-    p = s.poly(
-        r,
-        (
-            1.9875691500e-4,
-            1.3981999507e-3,
-            8.3334519073e-3,
-            4.1665795894e-2,
-            1.6666665459e-1,
-            5.0000001201e-1,
-        ),
-    )
+    """e**r - 1 for |r| <= ln(2) / 2."""
+    p = s.poly(r, _SERIES)
     return s.fma(s.mul(r, r), p, r)
 
 
 def _exp_core(s: Scalar, bits: Any, r: Any) -> Any:
     """2**n * e**r for |r| <= ln(2) / 2, where the result is a normal number.
 
-    `bits` are those of n plus 1.5 * 2**23, whose low ones are n: shifted to the exponent's place
-    they are added to it, which wraps where the result is no normal number.
+    `bits` have n in the low ones: shifted to the exponent's place they are added to it, which
+    wraps where the result is no normal number.
     """
     y = s.add(_power_less_one(s, r), 1.0)
     return s.from_bits(s.iadd(s.to_bits(y), s.shl(bits, s.mantissa_bits)))
 
 
-def _reduced(s: Scalar, x: Any) -> tuple[Any, Any]:
-    """(bits, r) with x = n ln(2) + r, n the nearest integer, in the form of `_exp_core`."""
-    magic = 1.5 * 2.0**s.mantissa_bits
+def _reduced(s: Scalar, x: Any, bias: int = 0) -> tuple[Any, Any]:
+    """(bits, r) with x = n ln(2) + r, n the nearest integer: the low bits are those of n + bias."""
+    magic = 1.5 * 2.0**s.mantissa_bits + bias
     shifted = s.fma(x, 1 / math.log(2), magic)
     n = s.sub(shifted, magic)
     r = s.fma(n, -_LN2_HIGH_32, x)
     return s.to_bits(shifted), s.fma(n, -_LN2_LOW_32, r)
 
 
-def exp_inside(s: Scalar, x: Any) -> Any:
-    """e**x where neither x is NaN nor the result anything but a normal number."""
-    return _exp_core(s, *_reduced(s, x))
+def exp_of_minus(s: Scalar, x: Any) -> Any:
+    """e**-x for |x| up to 89 or so: 0 and infinity where the nearest power of 2 is no normal
+    number, which is that of 127.5 ln(2) already."""
+    magic = 1.5 * 2.0**s.mantissa_bits + 127
+    shifted = s.fma(x, -1 / math.log(2), magic)
+    n = s.sub(shifted, magic)
+    minus_r = s.fma(n, _LN2_LOW_32, s.fma(n, _LN2_HIGH_32, x))
+    power = s.from_bits(s.shl(s.to_bits(shifted), s.mantissa_bits))
+    p = s.poly(minus_r, [c * (-1) ** k for k, c in zip(range(6, 1, -1), _SERIES, strict=True)])
+    y = s.fma(s.mul(minus_r, minus_r), p, s.sub(1.0, minus_r))
+    return s.mul(y, power)  # a product, so that a NaN stays one whatever its bits
+
+
+def exp_of_double_less_one(s: Scalar, x: Any) -> Any:
+    """e**2x - 1 for 0 <= x <= 10, where one step of the reduction is exact enough: the float next
+    to ln(2) is off by 2e-9, and n is small."""
+    magic = 1.5 * 2.0**s.mantissa_bits + 127
+    shifted = s.fma(x, 2 / math.log(2), magic)
+    r = s.fma(s.sub(shifted, magic), -math.log(2) / 2, x)
+    bits = s.shl(s.to_bits(shifted), s.mantissa_bits)
+    power, twice = s.from_bits(bits), s.from_bits(s.iadd(bits, 1 << s.mantissa_bits))
+    p = s.poly(r, [c * 2.0 ** (k - 1) for k, c in zip(range(6, 1, -1), _SERIES, strict=True)])
+    return s.fma(twice, s.fma(s.mul(r, r), p, r), s.sub(power, 1.0))
 
 
 def half_exp_less_one(s: Scalar, x: Any) -> Any:
     """(e**x - 1) / 2 where x is not NaN and e**x at least 2**-125, infinity where that overflows:
     2**(n-1) times e**r - 1, plus 2**(n-1) - 1/2."""
-    bits, r = _reduced(s, x)
-    power = s.from_bits(s.iadd(s.shl(bits, s.mantissa_bits), s.bits_of(0.5)))
+    bits, r = _reduced(s, x, 126)
+    power = s.from_bits(s.shl(bits, s.mantissa_bits))
     return s.fma(power, _power_less_one(s, r), s.sub(power, 0.5))
 
 
@@ -73,7 +90,8 @@ def _exp_range(s: Scalar, x: Any, y: Any, low: float, high: float) -> Any:
 
 
 def exp32(s: Scalar, x: Any) -> Any:
-    return _exp_range(s, x, exp_inside(s, x), SMALLEST_EXPONENT, 88.72283935546875)
+    y = _exp_core(s, *_reduced(s, x))
+    return _exp_range(s, x, y, SMALLEST_EXPONENT, 88.72283935546875)
 
 
 def exp2_32(s: Scalar, x: Any) -> Any:

@@ -20,11 +20,11 @@ from llvmlite import ir
 
 from onnxjit.codegen.scalar_builder import FLOAT32, FLOAT64, Scalar
 from onnxjit.codegen.scalar_exponential import (
-    SMALLEST_EXPONENT,
     exp2_32,
     exp32,
     exp64,
-    exp_inside,
+    exp_of_double_less_one,
+    exp_of_minus,
     half_exp_less_one,
     log1p32,
     log32,
@@ -48,8 +48,8 @@ def _tanh32(s: Scalar, x: Any) -> Any:
     a = s.abs(x)
     # beyond 9.02 the result is 1; a NaN stays
     t = s.select(s.lt(9.02, a), 9.02, a)
-    half = half_exp_less_one(s, s.add(t, t))
-    return s.copysign(s.div(half, s.add(half, 1.0)), x)
+    e = exp_of_double_less_one(s, t)
+    return s.copysign(s.div(e, s.add(e, 2.0)), x)
 
 
 def _erf32(s: Scalar, x: Any) -> Any:
@@ -101,11 +101,8 @@ def _sigmoid(s: Scalar, x: Any) -> Any:
 
 
 def _sigmoid32(s: Scalar, x: Any) -> Any:
-    """1 / (1 + e**-x); zero where that is denormal."""
-    t = s.clamp_keep_nan(s.neg(x), -87.0, -SMALLEST_EXPONENT)
-    y = s.div(1.0, s.add(exp_inside(s, t), 1.0))
-    y = s.select(s.lt(x, SMALLEST_EXPONENT), 0.0, y)
-    return s.select(s.is_nan(x), x, y)
+    """1 / (1 + e**-x); zero where e**-x is infinite for `exp_of_minus`."""
+    return s.div(1.0, s.add(exp_of_minus(s, s.clamp_keep_nan(x, -89.0, 88.0)), 1.0))
 
 
 def _divide_by(s: Scalar, x: Any, c: Any) -> Any:
@@ -248,6 +245,7 @@ _COMMON: dict[str, Callable[..., Any]] = {
     "abs": _llvm("fabs"),
     "sign": _sign,
     "divide_by": _divide_by,
+    "minus": lambda s, x, y: s.sub(x, y),
     "mod_floor": _remainder,
     "mod_trunc": lambda s, x, y: s.rem(x, y),
 }
@@ -273,7 +271,7 @@ _FLOAT64: dict[str, Callable[..., Any]] = {
     **{name: _libm(name) for name in _LIBM},
 }
 
-BINARY: tuple[str, ...] = ("pow", "mod_floor", "mod_trunc", "divide_by")
+BINARY: tuple[str, ...] = ("pow", "mod_floor", "mod_trunc", "divide_by", "minus")
 UNARY: tuple[str, ...] = tuple(sorted(set(_FLOAT32) - set(BINARY)))
 
 

@@ -416,7 +416,7 @@ ISAS = [isa for isa in instruction_sets.ISAS.values() if isa.arch in (None, host
 def native(symbol: str) -> tuple[Any, Any]:
     """A micro-kernel compiled for this machine; the library that owns its code comes with it."""
     library = link([microkernels.object_code(symbol, host())])
-    parameters = "piiipi" if symbol.startswith("pack") else "piiipp"
+    parameters = "piiipi" if symbol.startswith("pack") else "pipiiipp"
     types = {"p": ctypes.c_void_p, "i": ctypes.c_int64}
     kind = ctypes.CFUNCTYPE(None, *[types[p] for p in parameters])
     return library, kind(library.address(symbol))
@@ -449,30 +449,38 @@ def test_pack(isa: instruction_sets.Isa) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
-def test_softmax_of_a_strip(isa: instruction_sets.Isa) -> None:
+@pytest.mark.parametrize("place", ["strip", "other"])
+def test_softmax_of_rows(isa: instruction_sets.Isa, place: str) -> None:
     library, run = native(microkernels.softmax(isa.name))
     python = python_namespace([microkernels.softmax(isa.name)])[microkernels.softmax(isa.name)]
     rng = np.random.default_rng(0)
     for n in (0, 1, isa.lanes - 1, isa.lanes, isa.lanes + 1, 5 * isa.lanes - 1, 5 * isa.lanes, 97):
-        ld = -(-n // isa.lanes) * isa.lanes + 16
-        x = (rng.standard_normal((6, ld)) * 30).astype(np.float32)
+        whole = -(-n // isa.lanes) * isa.lanes
+        lds = whole + 16 if place == "strip" else n + 3
+        ldt = whole + 16
+        x = (rng.standard_normal((6, lds)) * 30).astype(np.float32)
         x[1, :n] = -INF
         x[2, :1] = -INF
         x[3, n // 2] = np.nan
-        x[5] = rng.uniform(-140, -70, ld)
+        x[3, n // 2 : n // 2 + 1].view(np.int32)[:] |= 0x12345  # a NaN of other bits
+        x[5] = rng.uniform(-140, -70, lds)
         top = np.full(6, -INF, np.float32)
         top[4:] = 90, 0
-        data = [(x.copy(), top.copy(), np.full(6, np.nan, np.float32)) for _ in range(2)]
-        run(data[0][0].ctypes.data, ld, 6, n, data[0][1].ctypes.data, data[0][2].ctypes.data)
+        data = []
+        for _ in range(2):
+            source = x.copy()
+            out = source if place == "strip" else np.full((6, ldt), 5, np.float32)
+            data.append((source, out, top.copy(), np.full(6, np.nan, np.float32)))
+        s, o, t, total = (a.ctypes.data for a in data[0])
+        run(s, lds, o, ldt, 6, n, t, total)
         b = [Buffer(F, a.ctypes.data, a) for a in data[1]]
-        python(b[0], 0, ld, 6, n, b[1], 0, b[2], 0)
-        (strip, highest, sums), (want, want_highest, want_sums) = data
+        python(b[0], 0, lds, b[1], 0, ldt, 6, n, b[2], 0, b[3], 0)
+        (_, got, highest, sums), (_, want, want_highest, want_sums) = data
         np.testing.assert_array_equal(highest, want_highest)
-        whole = -(-n // isa.lanes) * isa.lanes
-        np.testing.assert_array_equal(strip[:, whole:], x[:, whole:])
-        assert (strip[:, n:whole] == 0).all()
+        np.testing.assert_array_equal(got[:, whole:], want[:, whole:])
+        assert (got[:, n:whole] == 0).all()
         # Below the smallest normal number the result is 0.
-        np.testing.assert_allclose(strip[:, :n], want[:, :n], rtol=2.5e-7, atol=1.3e-38)
+        np.testing.assert_allclose(got[:, :n], want[:, :n], rtol=5e-7, atol=1.3e-38)
         np.testing.assert_allclose(sums, want_sums, rtol=1e-6, atol=1e-36)
     assert library is not None
 

@@ -274,8 +274,8 @@ class AttentionNest(Blocks):
         symbol = microkernels.softmax(self.isa)
         self.symbols.append(symbol)
         arguments = (
-            Address("strip", ZERO), index(self.strip), Var("rows"), Var("kn"),
-            Address("highest", ZERO), Address("sums", ZERO),
+            Address("strip", ZERO), index(self.strip), Address("strip", ZERO), index(self.strip),
+            Var("rows"), Var("kn"), Address("highest", ZERO), Address("sums", ZERO),
         )  # fmt: skip
         lowest = self.rows_of((Store("highest", i, LOWEST),))
         call = Call(symbol, arguments)

@@ -15,6 +15,7 @@ from onnxjit.codegen.expr import (
     Expr,
     Load,
     Reduce,
+    Var,
     apply,
     as_int,
     fresh_axis,
@@ -95,7 +96,7 @@ def drop_unit(e: Expr) -> Expr:
     return rewrite(e, fix)
 
 
-def coefficient(e: Expr, a: Axis) -> Expr | None:
+def coefficient(e: Expr, a: Axis | Var) -> Expr | None:
     """The factor of `a` in `e` when `e` is affine in it, else None."""
     out: dict[tuple[Expr, ...], int] = {}
     for atoms, c in poly_terms(e).items():

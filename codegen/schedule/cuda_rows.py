@@ -57,7 +57,7 @@ from onnxjit.codegen.schedule.reduction import (
     replace_node,
 )
 from onnxjit.codegen.schedule.request import Declined, Request, single_stage
-from onnxjit.codegen.schedule.rows import align_rows
+from onnxjit.codegen.schedule.row_stages import align_rows
 
 SHORT_ROW = 32
 """Rows with no longer loop than this are computed by one thread each."""

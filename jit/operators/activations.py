@@ -29,6 +29,14 @@ def softplus_of(v: Expr) -> Expr:
     return apply("max", v, 0) + apply("log1p", apply("exp", -apply("abs", v)))
 
 
+def mish_of(v: Expr) -> Expr:
+    """v tanh(log(1 + exp(v))): with w = (1 + exp(v))² - 1, the tangent is w / (w + 2), and 1 from
+    v = 20 on, where products with w might overflow."""
+    e = apply("exp", v)
+    w = e * (e + 2)
+    return apply("select", apply("lt", 20, v), v, v * apply("div", w, w + 2))
+
+
 def _simple(name: str, since: int, fn: str | Callable[[Expr], Expr]) -> None:
     def define(x: Tensor) -> Tensor:
         return elementwise(fn, x)
@@ -44,7 +52,7 @@ def _hard_swish(v: Expr) -> Expr:
 _simple("Sigmoid", 1, "sigmoid")
 _simple("Softplus", 1, softplus_of)
 _simple("Softsign", 1, lambda v: _over(v, apply("abs", v) + 1))
-_simple("Mish", 18, lambda v: v * apply("tanh", softplus_of(v)))
+_simple("Mish", 18, mish_of)
 _simple("HardSwish", 14, _hard_swish)
 
 

@@ -171,7 +171,8 @@ _register("ReduceLogSumExp", _log_sum_exp, *FLOATS)
 def arg_extreme(fn: str, x: Tensor, axis: int, last: bool) -> Tensor:
     """The first or last position of the largest (smallest) element; the axis keeps size 1.
 
-    A NaN counts as the extremum, as NumPy has it.
+    A NaN counts as the extremum, as NumPy has it. Positions have 32 bits where the axis is known to
+    be short enough, so that a vector has as many of them as of elements.
     """
     axis = normal_axis(axis, x.rank)
     if as_int(x.shape[axis]) == 0:
@@ -179,7 +180,9 @@ def arg_extreme(fn: str, x: Tensor, axis: int, last: bool) -> Tensor:
     w = _wide(x)
     best = T.reduce(fn, w, [axis], keepdims=True)
     n = w.shape[axis]
-    none = index(-1) if last else n
+    length = as_int(n)
+    narrow = "int32" if length is not None and length < 2**31 else INDEX
+    none = cast(index(-1) if last else n, narrow)
 
     def body(idx: Index, red: Index) -> Expr:
         place = [*idx[:axis], red[0], *idx[axis:]]
@@ -187,12 +190,12 @@ def arg_extreme(fn: str, x: Tensor, axis: int, last: bool) -> Tensor:
         hit = apply("eq", v, b)
         if _is_float(w.dtype):
             hit = apply("logical_or", hit, apply("isnan", v))
-        return apply("select", hit, red[0], none)
+        return apply("select", hit, cast(red[0], narrow), none)
 
     rows = [d for k, d in enumerate(x.shape) if k != axis]
     found = T.reduce_over("max" if last else "min", rows, [n], body)
     shape = [ONE if k == axis else d for k, d in enumerate(x.shape)]
-    return Tensor(shape, INDEX, lambda i: found.at(*i[:axis], *i[axis + 1 :]))
+    return Tensor(shape, narrow, lambda i: found.at(*i[:axis], *i[axis + 1 :]))
 
 
 def _register_arg(name: str, fn: str) -> None:
@@ -209,7 +212,7 @@ def _register_arg(name: str, fn: str) -> None:
     def define(
         x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
     ) -> Tensor:
-        out = arg_extreme(fn, x, axis, bool(select_last_index))
+        out = cast_to(arg_extreme(fn, x, axis, bool(select_last_index)), INDEX)
         return out if keepdims else _drop(out, [normal_axis(axis, x.rank)])
 
 

@@ -46,7 +46,7 @@ def hardmax_of(x: Tensor, axes: list[int]) -> Tensor:
 
     def at(idx: tuple[Expr, ...]) -> Expr:
         place = best.at(*idx[:axis], 0, *idx[axis + 1 :])
-        return cast(apply("eq", idx[axis], place), x.dtype)
+        return cast(apply("eq", cast(idx[axis], best.dtype), place), x.dtype)
 
     return Tensor(x.shape, x.dtype, at)
 

@@ -38,7 +38,7 @@ from onnxjit.codegen.kernel import (
 from onnxjit.codegen.schedule import Declined
 from onnxjit.codegen.schedule.axes import typical
 from onnxjit.codegen.schedule.recognised import Recogniser
-from onnxjit.codegen.schedule.rows import align_rows
+from onnxjit.codegen.schedule.row_stages import align_rows
 from onnxjit.codegen.target import Target
 from onnxjit.program import Call, KernelCall, Program
 
