@@ -5,9 +5,11 @@ A step takes a block of T output tiles and some panels of output channels:
 
 1. *Input transform*: each patch of the padded input, one column of pixels after the other (a column
    is kept for the two patches that share it), then the rows of a patch; vectors run along channels.
+   Row-major pixels are transposed into a window before.
 2. *Products*: for each of the (m + 2)² elements a matrix product of T rows by the block's panels
    of the filters, which were transformed when the model was compiled.
-3. *Output transform* and the output stage's own expression, one panel and tile after the other.
+3. *Output transform* and the output stage's own expression, one panel and tile after the other;
+   row-major results are a row of tiles that is transposed before the expression.
 
 Pixels outside the input are filled in while they are read; what lies past the last output row or
 column is computed and not stored. Every tile of a block costs the same, so the number of tiles,
