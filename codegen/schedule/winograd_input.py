@@ -92,7 +92,7 @@ class Inputs(Tiles):
         stride = coefficient(c.pixel.index[0], c.k)
         assert stride is not None
         i, w, block, fk = Var("i"), Var("w"), Var("cb"), Axis("fk", index(run))
-        left, right, low, high = Var("done"), Var("right"), Var("low"), Var("high_w")
+        left, right, low, high = Var("done"), Var("right"), Var("w0"), Var("w1")
         symbol = microkernels.pack(lanes, self.isa.name)
         self.symbols.append(symbol)
         self.locals.append(

@@ -24,6 +24,8 @@ from onnxjit.codegen.schedule.winograd_tiles import LINE, F, Tiles
 
 
 class Outputs(Tiles):
+    """The output half of `WinogradNest`."""
+
     def output_transform(self) -> tuple[Stmt, ...]:
         m, a, nr = self.m, self.a, self.nr
         tx, ty, i, t = Var("tx"), Var("ty"), Var("i"), Var("t")

@@ -42,7 +42,7 @@ class Tiles:
         vectors = -(-depth // LANES)
         self.windowed = self.transposed()
         self.runs = -(-vectors * LANES // RUN) if self.windowed else 1
-        self.run = -(-vectors // self.runs) * LANES
+        self.run = -(-vectors // self.runs) * LANES  # channels transformed at a time
         self.step = self.runs * self.run  # channels of a tile's element in scratch
         if self.step % 256 == 0:
             self.step += LANES  # rows a multiple of 1 KB apart would share few sets of L1
