@@ -204,6 +204,56 @@ def test_work_on_the_input_inside_the_border() -> None:
     check(kernel(("b", 20, "h", 10), 20, before=before), F2, {"b": 2, "h": 5}, {"b": 1, "h": 18})
 
 
+# --- row-major data ----------------------------------------------------------------------------
+
+ROW_MAJOR: dict[str, tuple[int, ...]] = {}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("shape", "n"), [
+    ((1, 16, 8, 8), 37), ((2, 5, 9, 11), 16), ((1, 33, 2, 13), 3), ((3, 17, 7, 2), 37),
+    ((1, 100, 1, 1), 20), ((1, 200, 5, 41), 18), ((2, 256, 4, 5), 64),
+], ids=str)  # fmt: skip
+def test_row_major_sizes(algorithm: Algorithm, shape: tuple[int, ...], n: int) -> None:
+    check(kernel(shape, n), algorithm, layouts=ROW_MAJOR, group=2)
+
+
+@pytest.mark.parametrize("pads", [
+    (0, 0, 0, 0), (2, 0, 1, 3), (0, 0, 3, 1), (7, 5, 6, 9), (1, 12, 1, 12), (-1, 0, 1, -2),
+], ids=str)  # fmt: skip
+def test_row_major_borders(pads: Pads) -> None:
+    fill = 0.5 if sum(pads) > 6 else 0.0
+    check(kernel((2, 18, 9, 10), 20, pads, fill=fill), F4, layouts=ROW_MAJOR, tiles=2)
+
+
+@pytest.mark.parametrize("name", ["bias and relu", "residual", "its own input"])
+def test_row_major_symbolic_sizes(name: str) -> None:
+    epilogue, inputs = EPILOGUES[name]
+    k = kernel(("b", 40, "h", "w"), 40, epilogue=epilogue, **inputs)
+    sizes = [(0, 4, 4), (1, 2, 2), (1, 3, 40), (2, 8, 8), (3, 13, 5), (1, 2, 0)]
+    fixed = ["w", "b"] if "b" in inputs else ["w"]
+    dims = [{"b": b, "h": h, "w": w} for b, h, w in sizes]
+    check(k, F4, *dims, constants=fixed, layouts=ROW_MAJOR, tiles=5, group=2)
+
+
+def test_row_major_work_on_the_input() -> None:
+    """What is computed from the input cannot be copied in registers: read pixel by pixel."""
+    k = kernel((2, 20, 9, 10), 20, before=lambda x: elementwise("max", x * 2.0 + 1.0, 0.0))
+    check(k, F4, layouts=ROW_MAJOR)
+
+
+def test_results_do_not_depend_on_the_layout() -> None:
+    k = kernel((2, 150, 13, 27), 40)
+    data = samples(k)
+    one, other = (
+        compile_kernel(k, layouts, {"w": data["w"]}, forced(F4, tiles=7))
+        for layouts in (ROW_MAJOR, {"x": LAST, "y0": LAST})
+    )
+    assert any("pack" in s for s in one.nest.symbols)
+    assert not any("pack" in s for s in other.nest.symbols)
+    np.testing.assert_array_equal(one(data)[0], other(data)[0])
+
+
 # --- whole models ------------------------------------------------------------------------------
 
 

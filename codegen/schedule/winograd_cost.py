@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 
 from onnxjit.codegen import instruction_sets, microkernels
-from onnxjit.codegen.expr import as_int, loads
+from onnxjit.codegen.expr import as_int
 from onnxjit.codegen.microkernels import MicroKernel
-from onnxjit.codegen.schedule.axes import coefficient, typical
+from onnxjit.codegen.schedule.axes import typical
 from onnxjit.codegen.schedule.request import Declined, Request
 from onnxjit.codegen.schedule.winograd_match import TAPS, Correlation
 from onnxjit.codegen.schedule.winograd_transforms import F2, F4, Algorithm
@@ -48,9 +48,6 @@ NEAR_BYTES = 4 << 20
 """Part of L3 that one operand can expect to keep."""
 TRANSFORMS = {F2: (170.0, 90.0), F4: (320.0, 260.0)}
 """Transforming 16 input channels and 16 output channels of one tile."""
-CONFLICT, CONFLICT_BYTES = 6.0, 4096
-"""A channel of one pixel where channels are a multiple of so many bytes apart, which share sets of
-L1: transforms read and store channel by channel; the direct convolution transposes in registers."""
 COPY = 1.0
 """Filling 16 channels of one pixel of the direct convolution's window."""
 
@@ -96,12 +93,11 @@ def choose(c: Correlation, r: Request) -> Choice:
     every = list(choices(sizes, instruction_sets.isa_of(r.target), r.target.l2))
     best = cheapest(every)
     direct = direct_cycles(sizes, r.target)
-    filtering = best.cycles + conflicts(c, sizes)
-    usual = best.algorithm.m if filtering <= GAIN * direct else 0
+    usual = best.algorithm.m if best.cycles <= GAIN * direct else 0
     m = r.choice("filtering", usual, (0, F2.m, F4.m))
     if m == 0:
         raise Declined(
-            f"{best.algorithm.name} is estimated at {filtering / direct:.2f} "
+            f"{best.algorithm.name} is estimated at {best.cycles / direct:.2f} "
             "of the direct convolution's time"
         )
     left = [one for one in every if one.algorithm.m == m]
@@ -111,17 +107,6 @@ def choose(c: Correlation, r: Request) -> Choice:
         chosen = r.choice(name, usual, options[max(0, at - AROUND) : at + AROUND + 1])
         left = [one for one in left if of(one) == chosen]
     return cheapest(left)
-
-
-def conflicts(c: Correlation, s: Sizes) -> float:
-    """What row-major data costs where its channels share cache sets."""
-    cycles = 0.0
-    steps = [(coefficient(v.index[0], c.k), s.depth) for v in loads(c.pixel)]
-    for step, channels in [*steps, (coefficient(c.stage.offset, c.n), s.n)]:
-        apart = as_int(step) if step is not None else None
-        if apart and apart * 4 % CONFLICT_BYTES == 0:
-            cycles += CONFLICT * s.batch * s.rows * s.columns * channels
-    return cycles
 
 
 PARTS: dict[str, Callable[[Choice], int]] = {

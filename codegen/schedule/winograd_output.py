@@ -1,0 +1,147 @@
+"""The output transform of minimal filtering, and the output stage's expression on its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnxjit.codegen import microkernels
+from onnxjit.codegen.expr import (
+    ONE,
+    ZERO,
+    Axis,
+    Expr,
+    Load,
+    Var,
+    apply,
+    index,
+    poly_mul,
+    substitute,
+)
+from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, Stmt, Store
+from onnxjit.codegen.schedule.axes import coefficient
+from onnxjit.codegen.schedule.reduction import replace_node
+from onnxjit.codegen.schedule.winograd_tiles import LINE, F, Tiles
+
+
+class Outputs(Tiles):
+    """The output half of `WinogradNest`."""
+
+    def output_transform(self) -> tuple[Stmt, ...]:
+        m, a, nr = self.m, self.a, self.nr
+        tx, ty, i, t = Var("tx"), Var("ty"), Var("i"), Var("t")
+        j = Axis("j", index(nr))
+        near, line, column = Var("near"), a * nr, j + i * nr
+
+        def loaded(buffer: str, step: int) -> list[Expr]:
+            return [Load(buffer, (near + n * step,), F) for n in range(a)]
+
+        turned = self.across()
+        pixels = self.line_pixels if turned else m
+        down = self.line("o", loaded("products", line), self.alg.outputs, "halves", column, line)
+        at = j + i * (pixels * nr)
+        if turned:
+            at = at + (tx - self.x0) * (m * nr)
+        across = self.line("o", loaded("halves", nr), self.alg.outputs, "results", at, nr)
+        self.locals += [
+            Local("halves", F, index(m * self.a * nr)),
+            Local("results", F, index(m * pixels * nr), stack=not turned),
+        ]
+        full = index(nr)
+        return (
+            Assign(t, ZERO),
+            For(Var("g"), Var("g0"), Var("g1"), (
+                *self.place(),
+                Assign(Var("top"), ty * m),
+                For(tx, self.x0, self.x1, (
+                    For(i, ZERO, index(a), (
+                        For(j, ZERO, full, (Assign(near, t * (a * line) + column), *down)),
+                    )),
+                    For(i, ZERO, index(m), (
+                        For(j, ZERO, full, (Assign(near, i * line + j), *across)),
+                    )),
+                    *(() if turned else self.epilogue()),
+                    Assign(t, t + 1),
+                )),
+                *(self.turned_epilogue() if turned else ()),
+            )),
+        )  # fmt: skip
+
+    def across(self) -> bool:
+        """Whether the output is contiguous along pixels, not along channels."""
+        offset = self.c.stage.offset
+        return (
+            coefficient(offset, self.c.column) is ONE and coefficient(offset, self.c.n) is not ONE
+        )
+
+    def epilogue(self) -> tuple[Stmt, ...]:
+        """Stores the tile's pixels inside the output."""
+        c, m, nr = self.c, self.m, self.nr
+        i, o, j = Var("i"), Var("o"), Var("ej")
+        left = Var("tx") * m
+        store = self.store(left + o, j, "results", i * (m * nr) + o * nr + j)
+        return self.panel_columns(lambda stop: (
+            For(i, ZERO, apply("min", index(m), c.row.extent - Var("top")), (
+                For(o, ZERO, apply("min", index(m), c.column.extent - left), (
+                    For(j, ZERO, index(stop), (store,)),
+                )),
+            )),
+        ))  # fmt: skip
+
+    def turned_epilogue(self) -> tuple[Stmt, ...]:
+        """Transposes the lines of a row of tiles in registers, one after the other, and stores what
+        is inside the output along pixels."""
+        c, m, nr, lanes = self.c, self.m, self.nr, self.isa.lanes
+        i, o, p, j = Var("i"), Var("o"), Var("p"), Var("ej")
+        symbol = microkernels.pack(lanes, self.isa.name)
+        self.symbols.append(symbol)
+        # An odd number of cache lines, so that channels do not share a set of L1.
+        step = (-(-(self.line_pixels + lanes) // (2 * LINE)) * 2 + 1) * LINE
+        self.locals.append(Local("turned", F, index(nr * step), stack=False))
+        left, pixels = Var("left"), Var("pixels")
+        call = Call(
+            symbol,
+            (
+                Address("results", (i * self.line_pixels + p) * nr),
+                index(nr),
+                apply("min", index(lanes), pixels - p),
+                index(nr),
+                Address("turned", p),
+                index(step),
+            ),
+        )
+        store = self.store(left + o, j, "turned", j * step + o)
+        return (
+            Assign(left, poly_mul(self.x0, index(m))),
+            Assign(pixels, apply("min", poly_mul(self.x1, index(m)), c.column.extent) - left),
+            For(i, ZERO, apply("min", index(m), c.row.extent - Var("top")), (
+                For(p, ZERO, pixels, (call,), step=lanes),
+                *self.panel_columns(lambda stop: (
+                    For(j, ZERO, index(stop), (For(o, ZERO, pixels, (store,)),)),
+                )),
+            )),
+        )  # fmt: skip
+
+    def store(self, column: Expr, j: Expr, sums: str, at: Expr) -> Stmt:
+        """Stores channel `j` of the panel at line `i` of the tile through the stage's own
+        expression; its sum is `sums[at]`."""
+        c = self.c
+        value = replace_node(c.stage.value, c.total, Load(sums, (at,), F))
+        table: dict[Expr, Expr] = {
+            c.n: Var("panel") * self.nr + j,
+            c.row: Var("top") + Var("i"),
+            c.column: column,
+            **self.image(),
+        }
+        return Store(c.stage.buffer, substitute(c.stage.offset, table), substitute(value, table))
+
+    def panel_columns(self, loops_: Callable[[int], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
+        """`loops_` over the channels of a panel, of which the last may have fewer."""
+        whole, rest = divmod(self.columns, self.nr)
+        if not rest:
+            return loops_(self.nr)
+        if not whole:
+            return loops_(rest)
+        return (If(apply("lt", Var("panel"), whole), loops_(self.nr), loops_(rest)),)
+
+
+__all__ = ["Outputs"]
