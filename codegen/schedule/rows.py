@@ -62,11 +62,17 @@ STACK_BYTES = 16384
 ELEMENTS = 4096
 """Elements of a group of rows: 16 KB of float32, half of L1."""
 
+FEW = 16
+"""Elements of all rows together which are not worth a group: its temporaries would be memory."""
+
 ROWS = 16
 """Most rows of a group; with run-time lengths a quarter of that."""
 
 LANES = 256
 """Most rows side by side."""
+
+SHORTEST = 9
+"""Elements of a row from which the micro-kernel computes its exponentials."""
 
 FLOAT = "float32"
 
@@ -140,7 +146,10 @@ class _Nest:
         if None in lengths:
             size = LANES // 4 if self.lanes else ROWS // 4
         else:
-            fit = ELEMENTS // max(1, *(n or 0 for n in lengths))
+            longest = max(1, *(n or 0 for n in lengths))
+            if extent is not None and extent * longest <= FEW:
+                return 1
+            fit = ELEMENTS // longest
             size = max(16, min(LANES, fit)) if self.lanes else max(1, min(ROWS, fit))
         if extent:
             size = -(-extent // -(-extent // size))
@@ -277,7 +286,9 @@ class _Nest:
     def callable(self, found: Exponentials) -> bool:
         """Whether the micro-kernel computes the exponentials."""
         stages = [s.value.dtype for s in (found.highest, found.total)]
-        return not self.lanes and set(stages) == {FLOAT}
+        length = as_int(found.axis.extent)
+        short = length is not None and length < SHORTEST
+        return not self.lanes and not short and set(stages) == {FLOAT}
 
     def strip(self, at: Expr) -> Load:
         """The exponential of element `at` of the row."""
