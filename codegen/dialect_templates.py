@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from onnxjit.codegen import dialect
+from onnxjit.codegen.dialect_formulas import literal
 from onnxjit.codegen.dialect_table import DTYPES, family_of
 
 _FIRST, _STEP = 4_000_000_000_000_007, 10_000_019
@@ -191,8 +192,8 @@ class _Marking(ast.NodeVisitor):
 
     def operands(self, nodes: Sequence[ast.expr], free: bool) -> None:
         for node in nodes:
-            number = _number(node) if free else None
-            if number is None or abs(number) not in _MARKABLE:
+            number = literal(node) if free else None
+            if not isinstance(number, int) or abs(number) not in _MARKABLE:
                 self.visit(node)
             else:
                 marker = _FIRST + _STEP * len(self.numbers)
@@ -213,19 +214,3 @@ class _Marking(ast.NodeVisitor):
             parts += [source[end : starts[first - 1] + column], text]
             end = starts[last - 1] + last_column
         return "".join([*parts, source[end:]])
-
-
-def _number(node: ast.expr) -> int | None:
-    """The value of an integer that Python computes when it compiles the source."""
-    match node:
-        case ast.Constant(value=int(value)) if not isinstance(value, bool):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            inner = _number(operand)
-            return None if inner is None else -inner
-        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() as op, right=right):
-            a, b = _number(left), _number(right)
-            if a is None or b is None:
-                return None
-            return a + b if isinstance(op, ast.Add) else a - b if isinstance(op, ast.Sub) else a * b
-    return None

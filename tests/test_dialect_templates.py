@@ -195,7 +195,7 @@ def test_a_changed_marker_is_noticed_once(
     compilations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(dialect_templates._ARGUMENTS, "abs_", range(1))
-    monkeypatch.setattr(dialect_templates, "_number", lambda node: getattr(node, "value", None))
+    monkeypatch.setattr(dialect_templates, "literal", lambda node: getattr(node, "value", None))
     for n in (3, 5):
         check(body(f"y[i] = x[i + {n}*{n}]"))
     assert sum("40000000" in text for text in compilations) == 1

@@ -150,10 +150,17 @@ def blocked(a: Axis, *body: Stmt) -> tuple[tuple[Stmt, ...], Expr]:
 
 def nested(names: Sequence[Axis], *body: Stmt) -> tuple[tuple[Stmt, ...], Expr]:
     """Outer axes form the tile space until what remains inside is large enough."""
-    split = len(names) - 1
-    while split > 1 and typical(product(a.extent for a in names[split:])) < GRAIN:
-        split -= 1
+    split = tile_axes(names[:-1], typical(names[-1].extent))
     return with_tiles(names[:split], inner_loops(names[split:], *body))
+
+
+def tile_axes(outer: Sequence[Axis], work: int) -> int:
+    """How many of the outer axes number the tiles: at least one, and no more than leave a tile
+    `GRAIN` elements, where all inside of the outer axes is `work` of them."""
+    split = len(outer)
+    while split > 1 and typical(product(a.extent for a in outer[split:])) * work < GRAIN:
+        split -= 1
+    return split
 
 
 def inner_loops(names: Sequence[Axis], *body: Stmt) -> tuple[Stmt, ...]:

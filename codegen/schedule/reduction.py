@@ -11,6 +11,7 @@ Two loop orders, chosen by which axis is contiguous in memory:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from onnxjit.codegen.expr import (
@@ -49,10 +50,10 @@ from onnxjit.codegen.schedule.axes import (
 )
 from onnxjit.codegen.schedule.borders import conjuncts, slack
 from onnxjit.codegen.schedule.pointwise import (
-    GRAIN,
     finish_nest,
     inner_loops,
     rename,
+    tile_axes,
     with_tiles,
 )
 from onnxjit.codegen.schedule.request import Declined, Request, single_stage
@@ -135,10 +136,7 @@ def scalar(r: Request, s: FlatStage, order: list[Axis]) -> LoopNest:
     stmts, result = accumulate(red, inner)
     final = replace_node(value, red, result)
     outer = names[: len(order)]
-    work = typical(product(a.extent for a in inner))
-    split = len(outer)
-    while split > 1 and typical(product(a.extent for a in outer[split:])) * work < GRAIN:
-        split -= 1
+    split = tile_axes(outer, typical(product(a.extent for a in inner)))
     body: tuple[Stmt, ...]
     if split < len(outer) and red.dtype == r.kernel.types[s.buffer].dtype and costly(final):
         # The sums first: the function of them is then a loop of its own, which vectorises.
@@ -282,9 +280,7 @@ def block(r: Request, s: FlatStage, order: list[Axis], lane: Axis) -> LoopNest:
         general = (Assign(start, ax * BLOCK), *general)
         outer = [*outer, ax]
     work = typical(product(a.extent for a in raxes)) * (lane_extent or BLOCK)
-    split = len(outer)
-    while split > 1 and typical(product(a.extent for a in outer[split:])) * work < GRAIN:
-        split -= 1
+    split = tile_axes(outer, work)
     nest, tiles = with_tiles(outer[:split], inner_loops(outer[split:], *general))
     return finish_nest(r, nest, tiles, "reduction: blocks of outputs", locals=locals_)
 
@@ -329,27 +325,30 @@ def unrolled(
     general: tuple[Stmt, ...],
 ) -> tuple[tuple[Stmt, ...], bool]:
     """The window written out as one expression, used where every tap is inside."""
-    import itertools
-
-    sizes = [as_int(a.extent) or 0 for a in raxes]
-    taps: list[Expr] = []
-    inside: Expr = TRUE
-    for point in itertools.product(*(range(n) for n in sizes)):
-        at: dict[Expr, Expr] = {a: index(p) for a, p in zip(raxes, point, strict=True)}
-        taps.append(substitute(body, at))
-        if guard is not None:
-            inside = apply("logical_and", inside, substitute(guard, at))
-    inside = strongest(inside)
+    total, inside = written_out(red, raxes, guard, body)
     if inside is FALSE:
         return general, True
-    total = taps[0] if taps else identity(red.fn, red.dtype)
-    for t in taps[1:]:
-        total = combine(red.fn, total, t)
     result = substitute(replace_node(value, red, total), table)
     fast: tuple[Stmt, ...] = (lanes(Store(buffer, offset, result)),)  # type: ignore[operator]
     if inside is TRUE:
         return fast, False
     return (If(inside, fast, general),), True
+
+
+def written_out(
+    red: Reduce, axes: Sequence[Axis], guard: Expr | None, body: Expr
+) -> tuple[Expr, Expr]:
+    """`body` joined over axes of constant extents as one expression, and the condition under which
+    `guard` holds for all of it."""
+    total: Expr | None = None
+    inside: Expr = TRUE
+    for point in itertools.product(*(range(as_int(a.extent) or 0) for a in axes)):
+        at: dict[Expr, Expr] = {a: index(p) for a, p in zip(axes, point, strict=True)}
+        one = substitute(body, at)
+        total = one if total is None else combine(red.fn, total, one)
+        if guard is not None:
+            inside = apply("logical_and", inside, substitute(guard, at))
+    return identity(red.fn, red.dtype) if total is None else total, strongest(inside)
 
 
 def strongest(cond: Expr) -> Expr:

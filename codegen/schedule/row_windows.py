@@ -10,7 +10,6 @@ planes of 112 x 112 takes 0.12 ms for 1.02, the mean over 3 x 3 of 256 planes of
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 from onnxjit.codegen.expr import (
@@ -44,11 +43,11 @@ from onnxjit.codegen.schedule.axes import (
 )
 from onnxjit.codegen.schedule.borders import conjuncts, slack
 from onnxjit.codegen.schedule.pointwise import (
-    GRAIN,
     finish_nest,
     inner_loops,
     rename,
     rename_statement,
+    tile_axes,
     with_tiles,
 )
 from onnxjit.codegen.schedule.reduction import (
@@ -59,7 +58,7 @@ from onnxjit.codegen.schedule.reduction import (
     identity,
     ordered_reduction,
     replace_node,
-    strongest,
+    written_out,
 )
 from onnxjit.codegen.schedule.request import Declined, Request, single_stage
 
@@ -239,11 +238,8 @@ def nest(r: Request, buffer: str, d: Window) -> LoopNest:
         for part in ([*ends, *joined], results)
     )
     work = typical(product(a.extent for a in d.rows)) * most * d.stride * lines
-    split = len(outer)
-    while split > 1 and typical(product(a.extent for a in outer[split:])) * work < GRAIN:
-        split -= 1
-    statements = inner_loops(outer[split:], *setup, *body)
-    statements, tiles = with_tiles(outer[:split], statements) if outer else (statements, ONE)
+    split = tile_axes(outer, work)
+    statements, tiles = with_tiles(outer[:split], inner_loops(outer[split:], *setup, *body))
     gone: dict[Expr, Expr] = {Axis(n, ONE): ZERO for n in ("rb", "cb")}
     statements = tuple(rename_statement(x, gone) for x in statements)
     local = Local("acc", d.red.dtype, index(lines * pitch))
@@ -259,16 +255,8 @@ def joined_rows(d: Window, pitch: int, first: Expr, last: Expr, start: Expr) -> 
     moved = rewrite(d.body, lambda x: shifted(x, d, w) if isinstance(x, Load) else None)
     element = substitute(moved, here)
     at = LINE * pitch + w
-    inside: Expr = TRUE
-    total: Expr | None = None
-    for point in itertools.product(*(range(as_int(a.extent) or 0) for a in d.rows)):
-        taps: dict[Expr, Expr] = {a: index(p) for a, p in zip(d.rows, point, strict=True)}
-        one = substitute(element, taps)
-        total = one if total is None else combine(fn, total, one)
-        inside = apply("logical_and", inside, substitute(d.guard, taps))
-    assert total is not None
+    total, inside = written_out(d.red, d.rows, d.guard, element)
     fast: tuple[Stmt, ...] = (For(w, first, last, (Store("acc", at, total),)),)
-    inside = strongest(inside)
     if inside is TRUE:
         return list(fast)
     more = Store("acc", at, combine(fn, Load("acc", (at,), dtype), element))

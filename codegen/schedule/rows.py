@@ -37,7 +37,7 @@ from onnxjit.codegen.instruction_sets import isa_of
 from onnxjit.codegen.kernel import product
 from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, LoopNest, Stmt, Store
 from onnxjit.codegen.schedule.axes import ceil_div, coefficient, join_loops, typical
-from onnxjit.codegen.schedule.pointwise import GRAIN, finish_nest, inner_loops, with_tiles
+from onnxjit.codegen.schedule.pointwise import finish_nest, inner_loops, tile_axes, with_tiles
 from onnxjit.codegen.schedule.reduction import (
     accumulate,
     combine,
@@ -225,10 +225,7 @@ class _Nest:
                 body += self.in_lanes(n, s)
             else:
                 body += self.in_rows(n, s)
-        work = work * self.size
-        split = len(self.outer)
-        while split > 1 and typical(product(a.extent for a in self.outer[split:]) * work) < GRAIN:
-            split -= 1
+        split = tile_axes(self.outer, typical(work * self.size))
         nest, tiles = with_tiles(self.outer[:split], inner_loops(self.outer[split:], *body))
         return finish_nest(
             self.r, nest, tiles, "rows", locals=tuple(self.locals), symbols=self.symbols
