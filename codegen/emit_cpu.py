@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from onnxjit.codegen.expr import (
     INDEX,
+    ONE,
     Apply,
     Axis,
     Const,
@@ -18,14 +19,28 @@ from onnxjit.codegen.expr import (
     Load,
     Poly,
     Var,
+    apply,
     as_int,
     children,
     leaves,
     loads,
+    poly_mul,
     substitute,
     walk,
 )
-from onnxjit.codegen.loops import Address, Assign, Call, For, If, LoopNest, Stmt, Store
+from onnxjit.codegen.loops import (
+    FIRST_PART,
+    LAST_PART,
+    TILE,
+    Address,
+    Assign,
+    Call,
+    For,
+    If,
+    LoopNest,
+    Stmt,
+    Store,
+)
 from onnxjit.codegen.simplify import is_nonneg
 
 _INFIX = {
@@ -325,8 +340,18 @@ class CpuPrinter(Printer):
                 self.line(f"s{k} = scratch_{x.dtype}(scratch, {offset}, {scope})")
                 nbytes = self.expression(x.nbytes)
                 offset = nbytes if offset == "0" else f"{offset} + {nbytes}"
-        self.line("for tile in range(begin, end):")
-        self.block(nest.body)
+        if nest.parts is ONE:
+            self.line("for tile in range(begin, end):")
+            self.block(nest.body)
+        else:
+            blocks = apply("floordiv", Var("end") + (nest.parts - 1), nest.parts)
+            at = poly_mul(TILE, nest.parts)
+            body = (
+                Assign(FIRST_PART, apply("max", Var("begin") - at, 0)),
+                Assign(LAST_PART, apply("min", Var("end") - at, nest.parts)),
+                *nest.body,
+            )
+            self.for_(For(TILE, apply("floordiv", Var("begin"), nest.parts), blocks, body))
         return "\n".join(self.lines) + "\n"
 
     def function(self, e: Apply) -> str:

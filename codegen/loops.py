@@ -1,7 +1,9 @@
 """In which order: a loop nest over flat buffers, as schedules construct it and emitters print it.
 
 All loads and stores in a nest use one flat element offset. A nest computes the tiles
-[begin, end) of its parallel index space; `tile` is the variable that runs over them.
+[begin, end) of its parallel index space; `tile` is the variable that runs over them. Where
+neighbouring tiles share work, they are the parts of a *block*: `tile` then runs over the blocks,
+and the body computes the parts [`part0`, `part1`) of each together.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from onnxjit.codegen.scalar_functions import numpy_dtype
 
 TILE = Var("tile")
 THREAD = Var("thread")
+FIRST_PART, LAST_PART = Var("part0"), Var("part1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,8 @@ class LoopNest:
     body divides, rounds or limits of sizes alone is one of them, so that the kernel has no such
     arithmetic and kernels at several scales of a network are one.
 
-    The tiles are `rounds` equal parts, each of which is finished before the next one begins.
+    Each run of `parts` tiles is a block. The tiles are `rounds` equal shares, each of which is
+    finished before the next one begins; a nest has one of both at most.
     With `threads`, a tile is computed by the threads of one CUDA block; `THREAD` numbers them.
     """
 
@@ -125,6 +129,7 @@ class LoopNest:
     packings: tuple[Packing, ...] = field(default=())
     threads: int = 0
     rounds: Expr = ONE
+    parts: Expr = ONE
 
     @property
     def scratch(self) -> Expr:

@@ -34,7 +34,6 @@ BYTES_PER_NS = 8.0
 NS_PER_TILE = 1000.0  # where a step gives no cost
 PARALLEL_NS = 2000.0  # below, the 0.3 us of meeting the other threads do not pay
 CHUNK_NS = 1500.0
-CHUNKS_PER_THREAD = 4
 WAKE_NS = 20_000.0  # waking a parked worker takes this long or longer
 QUICK_NS = 2000.0  # runs shorter than this keep the GIL: handing it over would take longer
 
@@ -75,7 +74,7 @@ class Binding:
         total = float(cost.sum())
         # Within a round all is as for a step of its own.
         share, cost = tiles // rounds, cost / rounds
-        most = np.minimum(share, min(threads * CHUNKS_PER_THREAD, MAX_CHUNKS))
+        most = np.minimum(share, MAX_CHUNKS)
         chunks = np.minimum(most, (cost / CHUNK_NS).astype(np.int64))
         split = (cost >= PARALLEL_NS) & (chunks > 1) & (threads > 1)
         size = -(-share // np.where(split, chunks, 1))

@@ -7,14 +7,16 @@ are shared with the Python side.
 
 Threads. One thread (the leader) walks the steps. A parallel step is published in the pool's first
 cache line, round by round: `ROW` = the step, `CLAIM` = epoch << 24 | last << 12 | first, the chunks
-[first, last) that nobody has yet. Whoever moves an end of that range by compare-exchange owns a
-chunk; the leader takes chunks too, then waits until `DONE` counts the workers' chunks. A worker
-touches a run's memory only while it owns a chunk of it, so late, slow or absent workers cost
+[first, last) that nobody has yet. Whoever moves an end of that range by compare-exchange owns the
+chunks between; the leader takes chunks too, then waits until `DONE` counts the workers' chunks. A
+worker touches a run's memory only while it owns chunks of it, so late, slow or absent workers cost
 nothing and need no registration: results and termination never depend on them. `ROW` and `LIMIT`
 are read before the exchange; its success proves that they belonged to that epoch, since the leader
 rewrites them only after the range is empty. Even threads take chunks from the front, odd ones from
 the back: a thread then meets in the next step the part of the data that its caches hold from the
-last one.
+last one. A claim takes a share of what is left, half of an equal one, so that few claims suffice
+and the last are single chunks (guided self-scheduling: Polychronopoulos and Kuck, IEEE Transactions
+on Computers C-36, 1987).
 
 All threads treat denormal floats as zero while they run steps.
 """
@@ -88,25 +90,34 @@ def empty(claim):
     return claim & 0xFFF == (claim >> 12) & 0xFFF
 
 
-def chunk_of(row, index, thread):
-    """Run chunk `index` of a round."""
+def share(pool, claim):
+    """How many of the unclaimed chunks to take, at least one."""
+    threads = atomic_load(pool + POOL_LIMIT)
+    left = ((claim >> 12) & 0xFFF) - (claim & 0xFFF)
+    if left < 4 * threads:
+        return 1
+    return left // (2 * threads)
+
+
+def chunks_of(row, index, count, thread):
+    """Run `count` chunks of a round, from chunk `index` on."""
     context = load(row + ROW_CONTEXT)
     size = load(row + ROW_CHUNK)
     first = load(row + ROW_FIRST)
     begin = first + index * size
-    end = min(begin + size, first + load(row + ROW_ROUND))
+    end = min(begin + count * size, first + load(row + ROW_ROUND))
     scratch = load(context + CONTEXT_SCRATCH) + thread * load(context + CONTEXT_SCRATCH_STRIDE)
     call_kernel(load(row + ROW_KERNEL), load(row + ROW_PTRS), load(row + ROW_INTS), scratch,
                 begin, end)
 
 
-def chunk_timed(pool, row, index, thread, profile):
+def chunks_timed(pool, row, index, count, thread, profile):
     """The same, adding its time to the thread's counter of this step."""
     context = load(row + ROW_CONTEXT)
     steps = load(context + CONTEXT_STEPS)
     step = (row - load(context + CONTEXT_ROWS)) // ROW_BYTES
     start = now(pool)
-    chunk_of(row, index, thread)
+    chunks_of(row, index, count, thread)
     busy = profile + 8 * (2 * steps + thread * steps + step)
     store(busy, load(busy) + now(pool) - start)
 
@@ -132,13 +143,14 @@ def shared(pool, row, first, epoch, profile):
         claim = atomic_load(pool + POOL_CLAIM)
         if empty(claim):
             break
-        if compare_exchange(pool + POOL_CLAIM, claim, claim + 1):
+        count = share(pool, claim)
+        if compare_exchange(pool + POOL_CLAIM, claim, claim + count):
             index = claim & 0xFFF
             if profile != 0:
-                chunk_timed(pool, row, index, 0, profile)
+                chunks_timed(pool, row, index, count, 0, profile)
             else:
-                chunk_of(row, index, 0)
-            own += 1
+                chunks_of(row, index, count, 0)
+            own += count
     rounds = 0
     while atomic_load(pool + POOL_DONE) != chunks - own:
         pause()
@@ -273,18 +285,19 @@ def worker(pool, thread):
         claim = atomic_load(pool + POOL_CLAIM)
         if not empty(claim) and thread < atomic_load(pool + POOL_LIMIT):
             row = atomic_load(pool + POOL_ROW)
+            count = share(pool, claim)
             index = claim & 0xFFF
-            after = claim + 1
+            after = claim + count
             if thread & 1:
-                index = ((claim >> 12) & 0xFFF) - 1
-                after = claim - 0x1000
+                index = ((claim >> 12) & 0xFFF) - count
+                after = claim - (count << 12)
             if compare_exchange(pool + POOL_CLAIM, claim, after):
                 profile = load(load(row + ROW_CONTEXT) + CONTEXT_PROFILE)
                 if profile != 0:
-                    chunk_timed(pool, row, index, thread, profile)
+                    chunks_timed(pool, row, index, count, thread, profile)
                 else:
-                    chunk_of(row, index, thread)
-                atomic_add(pool + POOL_DONE, 1)
+                    chunks_of(row, index, count, thread)
+                atomic_add(pool + POOL_DONE, count)
                 spins = 0
             continue
         pause()

@@ -40,6 +40,8 @@ from onnxjit.codegen.expr import (
 )
 from onnxjit.codegen.kernel import product, rename_axes
 from onnxjit.codegen.loops import (
+    FIRST_PART,
+    LAST_PART,
     Address,
     Assign,
     Call,
@@ -74,6 +76,9 @@ from onnxjit.codegen.schedule.request import Declined, Request
 
 LINE = 16
 """Elements of a cache line."""
+
+LOW, HIGH = Var("low"), Var("high")
+"""The lines, or the panels, that a call computes of a block."""
 
 
 class ContractionNest(Operands):
@@ -136,12 +141,15 @@ class ContractionNest(Operands):
         self.lines = self.row.extent if self.row is not None else self.m_tiles
         self.line_tiles = self.m_tiles if self.row is not None else ONE
 
-        self.blocking = choose(self.shape(x, y, k_axes))
+        shape = self.shape(x, y, k_axes)
+        packed, self.blocking = shape.packed, choose(shape)
         self.sizes: dict[Var, Expr] = {}
         self.block = self.size("block", self.blocking.block)
         same = self.blocking.strip is self.blocking.block
         self.strip = self.block if same else self.size("strip", self.blocking.strip)
         self.group = self.size("group", self.blocking.group)
+        self.panels_divided = packed and self.blocking.group is not ONE
+        self.lines_divided = not packed and self.blocking.block is not ONE
         operand, k_axes = self.row_operand(x, k_axes)
         y = Load(y.buffer, (substitute(y.index[0], self.k_split),), y.dtype)
         self.columns_operand(y, k_axes)
@@ -197,23 +205,40 @@ class ContractionNest(Operands):
         )
 
     def block_vars(self) -> tuple[Expr, Expr]:
-        start = poly_mul(Var("rb"), self.block)
-        n, b = as_int(self.lines), as_int(self.block)
-        if n is not None and b is not None and n % b == 0:
-            return start, start + self.block
-        return start, apply("min", start + self.block, self.lines)
+        if self.lines_divided:
+            return LOW, HIGH
+        return self.range_of("rb", self.block, self.lines)
+
+    def panel_vars(self) -> tuple[Expr, Expr]:
+        """First and one-past-last panel that a call computes of this block."""
+        if self.panels_divided:
+            return LOW, HIGH
+        return self.range_of("pb", self.group, self.panels)
+
+    def range_of(self, block: str, size: Expr, extent: Expr) -> tuple[Expr, Expr]:
+        """The lines or panels of a block."""
+        first = poly_mul(Var(block), size)
+        last = first + size
+        return first, last if divides(size, extent) else apply("min", last, extent)
+
+    def part(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        """Sets the lines or panels that a call computes of a block, and computes them."""
+        block, size, extent = "rb", self.block, self.lines
+        if self.panels_divided:
+            block, size, extent = "pb", self.group, self.panels
+        elif not self.lines_divided:
+            return body
+        first = poly_mul(Var(block), size)
+        last: Expr = first + LAST_PART
+        if not divides(size, extent):
+            last = apply("min", last, extent)
+            body = (If(apply("lt", LOW, HIGH), body),)
+        return (Assign(LOW, first + FIRST_PART), Assign(HIGH, last), *body)
 
     def strip_vars(self) -> tuple[Expr, Expr]:
         if self.strip is self.block:
             return self.block_vars()
         return Var("line0"), Var("line1")
-
-    def panel_stop(self) -> Expr:
-        first = poly_mul(Var("pb"), self.group)
-        n, group = as_int(self.panels), as_int(self.group)
-        if n is not None and group is not None and n % group == 0:
-            return first + group
-        return apply("min", first + self.group, self.panels)
 
     # --- assembly -----------------------------------------------------------------------------
 
@@ -272,7 +297,7 @@ class ContractionNest(Operands):
             body = (For(mt, first, last, body), *line)
         for var, count in reversed(k.loops):
             body = (For(var, ZERO, count, body),)
-        body = (For(panel, poly_mul(pb, self.group), self.panel_stop(), body),)
+        body = (For(panel, *self.panel_vars(), body),)
         if by_rows:
             body = (For(mt, first, last, body),)
         body = (*copied, *body)
@@ -289,7 +314,7 @@ class ContractionNest(Operands):
                 *body,
             )
             body = (For(Var("st"), ZERO, strips, body),)
-        body = (*x.setup, *self.pack_setup, *body)
+        body = self.part((*x.setup, *self.pack_setup, *body))
         if self.height is Var("height"):
             # Tiles of equal height: of 128 rows ten times 13, not nine times 14 and 2.
             tiles = apply("max", self.m_tiles, 1)
@@ -297,8 +322,8 @@ class ContractionNest(Operands):
         body = (*(Assign(var, value) for var, value in self.sizes.items()), *body)
         row_blocks = Axis("rb", ceil_div_by(self.lines, self.blocking.block))
         panel_blocks = Axis("pb", ceil_div_by(self.panels, self.blocking.group))
-        nest, tiles = with_tiles([*self.outer, *self.tile_order(row_blocks, panel_blocks)], body)
-        return self.finished(nest, tiles)
+        nest, blocks = with_tiles([*self.outer, *self.tile_order(row_blocks, panel_blocks)], body)
+        return self.finished(nest, blocks)
 
     def tile_order(self, row_blocks: Axis, panel_blocks: Axis) -> tuple[Axis, Axis]:
         """Neighbouring parallel tiles share the larger of the operands."""
@@ -308,23 +333,27 @@ class ContractionNest(Operands):
             return row_blocks, panel_blocks
         return panel_blocks, row_blocks
 
-    def finished(self, nest: tuple[Stmt, ...], tiles: Expr) -> LoopNest:
+    def finished(self, nest: tuple[Stmt, ...], blocks: Expr) -> LoopNest:
         kind = "rows" if self.row is not None else "row tiles"
         note = (
-            f"tile {self.mr}x{self.nr}; a step takes {to_text(self.block)} {kind} "
+            f"tile {self.mr}x{self.nr}; a block has {to_text(self.block)} {kind} "
             f"({to_text(self.strip)} at a time) and {to_text(self.group)} panels, k in "
             f"{self.blocking.depth_blocks} blocks"
         )
         sizes: dict[Expr, Expr] = {var: value for var, value in self.sizes.items()}
         self.locals = [replace(x, count=substitute(x.count, sizes)) for x in self.locals]
+        parts: Expr = ONE
+        if self.panels_divided or self.lines_divided:
+            parts = self.blocking.group if self.panels_divided else self.blocking.block
         result = finish_nest(
             self.r,
             nest,
-            tiles,
+            poly_mul(blocks, parts),
             "contraction: window" if self.c.window is not None else "contraction",
             locals=tuple(self.locals),
             symbols=(*tile_symbols(self.cover), *self.symbols),
             notes=(note, *self.notes),
+            parts=parts,
         )
         packed = (self.packing,) if self.packing is not None else ()
         return replace(result, packings=packed)
@@ -432,6 +461,12 @@ class ContractionNest(Operands):
 def ceil_to(n: int, unit: int) -> int:
     """The next multiple of `unit`."""
     return -(-n // unit) * unit
+
+
+def divides(size: Expr, extent: Expr) -> bool:
+    """Whether parts of that size are known to end where the extent does."""
+    n, m = as_int(size), as_int(extent)
+    return n is not None and m is not None and n > 0 and m % n == 0
 
 
 def ceil_div_by(a: Expr, b: Expr) -> Expr:

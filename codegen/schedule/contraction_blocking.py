@@ -1,8 +1,9 @@
-"""How a contraction is cut into parallel tiles, strips, and blocks of k.
+"""How a contraction is cut into blocks of the result, strips, and blocks of k.
 
-A parallel tile computes some lines (image rows, or row tiles where there are none) of some panels
-of columns. Inside it, a *strip* of lines meets one panel after the other, and of each panel one
-block of k after the other:
+A block is some lines (image rows, or row tiles where there are none) of some panels of columns. Its
+lines are the parallel tiles (its panels, where those are packed at run time): a call computes as
+many as its thread has claimed, which is all that one thread is left alone with. Inside it, a
+*strip* of lines meets one panel after the other, and of each panel one block of k after the other:
 
     for strip: for depth block: for panel: for block of k: for row tile: micro-kernel
 
@@ -27,7 +28,7 @@ STRIP_BYTES = 512 * 1024
 """Rows of a strip in one depth block: half of L2."""
 
 WINDOW_BYTES = 320 * 1024
-"""Padded input that a parallel tile copies."""
+"""Padded input that is copied for a block."""
 
 RESIDENT_BYTES = 384 * 1024
 """Panels that stay in L2 from one strip to the next."""
@@ -41,11 +42,8 @@ DEPTH = 768
 SUMS_BYTES = 160 * 1024
 """Unfinished sums between depth blocks."""
 
-TILES = 8
+TILES = 16
 """Parallel tiles wanted, so that two to four threads finish together."""
-
-SMALL = 200_000
-"""Multiply-adds below which a second thread costs more than it gains."""
 
 COPY = 8
 """Bytes that stream from beyond L2 under the products in the time that copying one takes."""
@@ -62,7 +60,7 @@ class Limits:
 
 
 def limits(r: Request, copied: bool) -> Limits:
-    """The limits for a request whose parallel tiles copy their rows, or do not."""
+    """The limits for a request whose blocks copy their rows, or do not."""
     kilo = 1024
     tiles = r.choice("strip_tiles", STRIP_TILES, (6, 24))
     wanted = r.choice("parallel_tiles", TILES, (2, 32))
@@ -78,8 +76,8 @@ class Shape:
     """What blocking needs to know.
 
     There are `lines` lines of `line_tiles` row tiles of at most `mr` rows. A line brings
-    `line_bytes` of x. A parallel tile copies, with `copied`, a window of its lines (and `halo`
-    lines more), with `gathered` its rows, with `packed` its panels.
+    `line_bytes` of x. A block copies, with `copied`, a window of its lines (and `halo` lines more),
+    with `gathered` its rows, with `packed` its panels.
     """
 
     lines: Expr
@@ -99,7 +97,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Blocking:
-    """A parallel tile has `block` lines and `group` panels, at most `most_panels`; a strip has
+    """A block has `block` lines and `group` panels, at most `most_panels`; a strip has
     `strip` lines, at most `most_tiles` row tiles where that is known; k is cut into
     `depth_blocks`."""
 
@@ -131,7 +129,7 @@ def choose(s: Shape) -> Blocking:
         most = min(most, max(1, SUMS_BYTES // (rows * s.nr * 4)))
         group = apply("min", group, most)
     if as_int(s.panels) is None:
-        # Panels that are packed at run time: what a tile packs stays in L2.
+        # Panels that are packed at run time: what a block packs stays in L2.
         most = min(panels, max(1, RESIDENT_BYTES // (depth * s.nr * 4)))
         group = index(most)
     return Blocking(block, strip, group, most, most_tiles, blocks)
@@ -149,27 +147,22 @@ def _fixed(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
     most = lines if s.packed else strip
     if s.copied:
         most = max(1, s.limits.window_bytes // max(1, line_bytes))
-    work = s.outer * lines * tiles * s.mr * panels * s.nr * depth
-    wanted = s.limits.tiles if work > SMALL else 1
-    # What a tile packs stays in L2.
-    least = -(-panels * s.nr * depth * 4 // RESIDENT_BYTES) if s.packed else 1
     best = min(
         (_traffic(s, depth, panels, strip, n, parts), n, parts)
-        for n, parts in _cuts(lines, most, panels, least, wanted, s.outer)
+        for n, parts in _cuts(s, lines, most, panels, _least(s, depth, panels))
     )
     block = -(-lines // best[1])
     strip = -(-block // -(-block // min(strip, block)))
     return index(block), index(strip), index(best[2])
 
 
-def _cuts(
-    lines: int, most: int, panels: int, least: int, wanted: int, outer: int
-) -> Iterator[tuple[int, int]]:
-    """Numbers of line blocks and of panel groups that give enough parallel tiles."""
+def _cuts(s: Shape, lines: int, most: int, panels: int, least: int) -> Iterator[tuple[int, int]]:
+    """Numbers of line blocks and of panel groups; more groups where lines are too few tiles."""
     fewest = -(-lines // most)
     counts = {fewest, *(-(-lines // b) for b in range(1, min(most, lines) + 1))}
+    groups = 1 if s.packed else -(-s.limits.tiles // (lines * s.outer))
     for n in sorted(c for c in counts if c >= fewest):
-        yield n, min(panels, max(least, -(-wanted // (n * outer))))
+        yield n, min(panels, max(least, groups))
 
 
 def _traffic(s: Shape, depth: int, panels: int, strip: int, blocks: int, parts: int) -> float:
@@ -184,19 +177,21 @@ def _traffic(s: Shape, depth: int, panels: int, strip: int, blocks: int, parts: 
     rows = (lines + blocks * s.halo) * line_bytes * weight
     packing = COPY * blocks * panel_bytes if s.packed else 0
     count = blocks * parts * s.outer
-    missing = max(1.0, s.limits.tiles / count) ** 0.5
+    tiles = s.outer * (blocks * panels if s.packed else parts * lines)
+    missing = max(1.0, s.limits.tiles / tiles) ** 0.5
     return (blocks * strips * panel_bytes + packing + parts * rows) * missing + 2000 * count
 
 
 def _symbolic(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
-    """Blocks for one line or thousands: where few lines give too few tiles, panels are cut."""
+    """Blocks for one line or thousands: where few lines are too few tiles, panels are cut."""
     wanted = s.limits.tiles
+    some = apply("max", s.panels, 1)
     if s.line_tiles is ONE and not s.copied:
         most = s.limits.strip_tiles
         strips = apply("max", (s.lines + (most - 1)) // most, 1)
         block = strip = apply("max", apply("floordiv", s.lines + strips - 1, strips), 1)
         if s.packed:
-            blocks = apply("min", strips, wanted)
+            blocks = apply("min", strips, apply("floordiv", s.panels + (wanted - 1), some))
             block = apply("max", apply("floordiv", s.lines + blocks - 1, blocks), 1)
     else:
         fits = apply("floordiv", index(s.limits.strip_tiles), apply("max", s.line_tiles, 1))
@@ -204,12 +199,18 @@ def _symbolic(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
         block = strip
         if s.copied:
             fits = apply("floordiv", index(s.limits.window_bytes), apply("max", s.line_bytes, 1))
-            share = (s.lines + (wanted - 1)) // wanted
-            block = apply("max", apply("min", fits, share), 1)
+            block = apply("max", apply("min", fits, s.lines), 1)
             strip = apply("min", strip, block)
-    count = apply("max", apply("floordiv", s.lines + block - 1, block), 1) * s.outer
-    parts = apply("floordiv", count + (wanted - 1), count)
+    if s.packed:
+        return block, strip, index(_least(s, depth, panels))
+    tiles = apply("max", s.lines, 1) * s.outer
+    parts = apply("floordiv", tiles + (wanted - 1), tiles)
     return block, strip, apply("min", parts, panels)
+
+
+def _least(s: Shape, depth: int, panels: int) -> int:
+    """Groups of panels, so many that what a block packs stays in L2."""
+    return -(-panels * s.nr * depth * 4 // RESIDENT_BYTES) if s.packed else 1
 
 
 __all__ = ["K_BYTES", "Blocking", "Limits", "Shape", "choose", "limits"]

@@ -75,8 +75,8 @@ class Operands(Windows):
         """First and one-past-last line of the strip."""
         raise NotImplementedError
 
-    def panel_stop(self) -> Expr:
-        """One past the last panel of this tile."""
+    def panel_vars(self) -> tuple[Expr, Expr]:
+        """First and one-past-last panel that a call computes of this block."""
         raise NotImplementedError
 
     def row_operand(self, x: Load, k_axes: list[Axis]) -> tuple[Operand, list[Axis]]:
@@ -202,7 +202,7 @@ class Operands(Windows):
         return "rows", at, [body], k_axes
 
     def columns_operand(self, y: Load, k_axes: Sequence[Axis]) -> None:
-        """Packs y: at compile time when it is constant, else once per tile into scratch."""
+        """Packs y: at compile time when it is constant, else once per block into scratch."""
         offset = y.index[0]
         in_y = [a for a in self.outer if coefficient(offset, a) is not ZERO]
         self.pack_setup: list[Stmt] = []
@@ -284,7 +284,7 @@ class Operands(Windows):
             loops_ = (For(j, ZERO, stop, inner),)
             if stop is not j.extent:
                 loops_ = (*loops_, For(j, stop, j.extent, zero))
-        self.pack_setup = [For(Var("panel"), first, self.panel_stop(), loops_)]
+        self.pack_setup = [For(Var("panel"), *self.panel_vars(), loops_)]
         self.y_buffer = "packed"
         self.y_panel = poly_mul(local, poly_mul(depth, index(self.nr)))
 

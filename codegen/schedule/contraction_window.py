@@ -47,13 +47,14 @@ class Windows:
     outer: list[Axis]
     row: Axis | None
     mi: Axis | None
+    m: Expr
     mr: int
     height: Expr
     lines: Expr
     block: Expr
 
     def block_vars(self) -> tuple[Expr, Expr]:
-        """First and one-past-last line (row, or row tile) of this parallel tile."""
+        """First and one-past-last line (row, or row tile) that a call computes of this block."""
         raise NotImplementedError
 
     def line_axis(self) -> tuple[Axis | None, int]:
@@ -113,11 +114,12 @@ class Windows:
         w = self.c.window
         assert w is not None
         table = dict(self.names)
-        first, _ = self.block_vars()
         axis, per = self.line_axis()
-        begin = first if self.row is not None else poly_mul(first, self.height)
+        begin, end = self.block_vars()
+        if self.row is None:
+            begin, end = (poly_mul(e, self.height) for e in (begin, end))
+            end = apply("min", end, self.m)
         count = poly_mul(self.block, index(per))
-        whole = axis is None or self.divides(count, axis.extent)
         order = (0, *range(2, len(w.axes)), 1)
         extents: list[Expr] = []
         starts: list[Expr] = []
@@ -138,9 +140,10 @@ class Windows:
                     start = start + poly_mul(c, begin)
                     here: Expr = ROW_IN_BLOCK if a is self.row else a - begin
                     rel = rel - poly_mul(c, a) + poly_mul(c, here)
-                    if not whole:
-                        stops[d] = w.axes[d].extent - start
+                    stops[d] = poly_mul(c, end - begin - count)
                 size = size + poly_mul(c, (count if a is axis else a.extent) - 1)
+            if d in stops:
+                stops[d] = stops[d] + size
             extents.append(size)
             starts.append(start)
             local.append(rel)
@@ -163,7 +166,7 @@ class Windows:
         if across:
             # Channels are not contiguous in the source: its last axis is, so that goes innermost.
             walk_order[-2:] = walk_order[-1:] + walk_order[-2:-1]
-        limits = {by_dim[d]: s for d, s in stops.items() if d in by_dim}
+        limits = {by_dim[d]: s for d, s in stops.items() if d in by_dim and s is not extents[d]}
         copy = Copy([by_dim[d] for d in walk_order if d in by_dim], limits, at, value)
         size = product(extents)
         line: Line | None = None
@@ -177,11 +180,6 @@ class Windows:
         self.locals.append(Local(WINDOW, "float32", size, stack=False))
         return WINDOW, offset, list(copy.statements(line))
 
-    def divides(self, count: Expr, extent: Expr) -> bool:
-        """Whether blocks of `count` positions end where the axis does."""
-        n, m = as_int(count), as_int(extent)
-        return n is not None and m is not None and n > 0 and m % n == 0
-
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -194,7 +192,7 @@ class Line:
 
 class Copy:
     """Loops that store `value` into the window at `at`; border conditions become loop bounds,
-    tested as far out as they can be. No axis goes beyond its `limits`."""
+    tested as far out as they can be. `limits` end some axes earlier."""
 
     def __init__(
         self, loops: Sequence[Axis], limits: Mapping[Axis, Expr], at: Expr, value: Expr
@@ -265,8 +263,7 @@ class Copy:
         return nested(0)
 
     def stop(self, a: Axis) -> Expr:
-        limit = self.limits.get(a)
-        return a.extent if limit is None else apply("min", a.extent, limit)
+        return self.limits.get(a, a.extent)
 
     def bounds(self, a: Axis, left: list[Expr], known: Sequence[Axis]) -> tuple[Expr, Expr]:
         """The values [low, high) of `a` that conditions of `left` allow, taking those out that ask

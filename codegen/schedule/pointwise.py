@@ -53,6 +53,8 @@ def finish_nest(
     used = [*expressions(body), *(x.nbytes for x in more.get("locals", ()))]  # type: ignore[attr-defined]
     if "threads" in more:
         used.append(tiles)  # a CUDA kernel walks its tiles by itself
+    if "parts" in more:
+        used.append(more["parts"])  # type: ignore[arg-type]
     sizes = sizes_of(used)
     return LoopNest(r.kernel.name, r.params(), sizes, tiles, body, rule=rule, **more)  # type: ignore[arg-type]
 

@@ -1,7 +1,8 @@
 """Schedule for 3x3 correlations with stride 1 by minimal filtering (Winograd's algorithm).
 
 A tile of m x m output pixels costs (m + 2)² multiplications per pair of channels instead of 9 m².
-A step takes a block of T output tiles and some panels of output channels:
+A block is T output tiles; a call computes some of its rows of tiles, or some panels of output
+channels:
 
 1. *Input transform*: each patch of the padded input, one column of pixels after the other (a column
    is kept for the two patches that share it), then the rows of a patch; vectors run along channels.
@@ -23,7 +24,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnxjit.codegen.expr import ONE, ZERO, Axis, Expr, Var, apply, const, index, poly_mul
-from onnxjit.codegen.loops import Address, Assign, Call, For, Local, LoopNest, Stmt, Store
+from onnxjit.codegen.loops import (
+    FIRST_PART,
+    LAST_PART,
+    Address,
+    Assign,
+    Call,
+    For,
+    Local,
+    LoopNest,
+    Stmt,
+    Store,
+)
 from onnxjit.codegen.packing import Packing
 from onnxjit.codegen.schedule.axes import ceil_div
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
@@ -40,12 +52,15 @@ class WinogradNest(Inputs, Outputs):
 
     def nest(self) -> LoopNest:
         rb, wb = Var("rb"), Var("wb")
-        group = self.choice.group
         start_row, start_column = poly_mul(rb, self.rows), poly_mul(wb, self.width)
+        group = self.choice.group
+        parts: Expr = index(-(-self.panels // group)) if group else self.part_rows
+        whole = parts is ONE or group
+        first, last = (ZERO, self.rows) if whole else (FIRST_PART, LAST_PART)
         limits: list[Stmt] = [
             *self.sizes,
-            Assign(Var("g0"), start_row),
-            Assign(Var("g1"), apply("min", start_row + self.rows, self.all_rows)),
+            Assign(Var("g0"), start_row + first),
+            Assign(Var("g1"), apply("min", start_row + last, self.all_rows)),
         ]
         if not self.whole_width:
             limits += [
@@ -61,23 +76,27 @@ class WinogradNest(Inputs, Outputs):
         )
         # Constants are set once, because each occurrence would be typed and lowered again.
         body = (*(Assign(v, const(c, F)) for c, v in self.alg.constants), *body)
-        axes = [
-            Axis("rb", self.row_blocks),
-            Axis("wb", self.width_blocks),
-            Axis("pb", index(-(-self.panels // group))),
-        ]
-        nest, tiles = with_tiles(axes, body)
+        nest, blocks = with_tiles(
+            [Axis("rb", self.row_blocks), Axis("wb", self.width_blocks)], body
+        )
         locals_ = (
             Local("segments", "int64", ONE),
             *self.locals,
         )
         notes = (
-            f"{self.alg.name}; a step takes up to {self.choice.tiles} tiles and {group} panels; "
-            f"tile {self.mr}x{self.nr}",
+            f"{self.alg.name}; blocks of up to {self.choice.tiles} tiles, shared by "
+            f"{f'{group} panels' if group else 'rows'}; tile {self.mr}x{self.nr}",
         )
         symbols = tuple(dict.fromkeys(self.symbols))
         nested = finish_nest(
-            self.r, nest, tiles, "winograd", locals=locals_, symbols=symbols, notes=notes
+            self.r,
+            nest,
+            poly_mul(blocks, parts),
+            "winograd",
+            locals=locals_,
+            symbols=symbols,
+            notes=notes,
+            parts=parts,
         )
         buffer, offset, column, inner = self.c.weights
         packing = Packing(buffer, offset, (), column, inner, self.nr, self.alg.filter)
@@ -87,9 +106,9 @@ class WinogradNest(Inputs, Outputs):
 
     def products(self) -> tuple[Stmt, ...]:
         """products[t][e]: a row of nr output channels of element e, then its output transform."""
-        a, nr, group = self.a, self.nr, self.choice.group
+        a, nr = self.a, self.nr
         self.locals.append(Local("products", F, index(self.tiles * a * a * nr), stack=False))
-        e, panel, rt, first = Var("e"), Var("panel"), Var("rt"), Var("pb") * group
+        e, panel, rt = Var("e"), Var("panel"), Var("rt")
         matrix = (panel * (a * a) + e) * (self.depth * nr)
         # Calls prefetch the next matrix, each from a line of `depth` steps further on.
         ahead = matrix + self.depth * nr + rt * (self.depth * LINE)
@@ -108,9 +127,11 @@ class WinogradNest(Inputs, Outputs):
                 Address(self.c.weights[0], ahead),
             ),
         )
+        first: Expr = ZERO
         last: Expr = index(self.panels)
-        if self.panels > group:
-            last = apply("min", first + group, last)
+        group = self.choice.group
+        if 0 < group < self.panels:
+            first, last = FIRST_PART * group, apply("min", LAST_PART * group, last)
         return (
             For(panel, first, last, (
                 For(e, ZERO, index(a * a), (For(rt, ZERO, Var("rows"), (call,)),)),

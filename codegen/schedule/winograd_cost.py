@@ -35,7 +35,10 @@ SIDE = 56
 """Assumed run-time height and width; the assumed batch is 1."""
 
 THREADS = 4
-"""Threads that a division into parallel tiles should suit as well as one."""
+"""Threads that a choice should suit as well as one."""
+
+CLAIMS = 4
+"""Calls in which a thread computes its share, if there are as many parts."""
 
 # Cycles on Cascade Lake, fitted to the stages of convolutions of 64 to 512 channels.
 CALL = 40.0
@@ -54,7 +57,9 @@ COPY = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Algorithm, tiles per block (at most), register tile and panels per step."""
+    """Algorithm, tiles per block (at most), register tile, and the parts of a block: groups of so
+    many panels, each call transforming the inputs again, or (0) its rows of tiles, each call
+    reading all filters."""
 
     algorithm: Algorithm
     tiles: int
@@ -79,8 +84,8 @@ class Sizes:
 def choose(c: Correlation, r: Request) -> Choice:
     """The cheapest choice, or `Declined` where the direct convolution is about as fast.
 
-    A variant says m, 0 for the direct convolution; block, tile and panels of a step are the
-    cheapest for what it says of the others.
+    A variant says m, 0 for the direct convolution; block, tile and parts are the cheapest for what
+    it says of the others.
     """
     depth, n = as_int(c.k.extent), as_int(c.n.extent)
     assert depth is not None and n is not None
@@ -112,7 +117,7 @@ def choose(c: Correlation, r: Request) -> Choice:
 PARTS: dict[str, Callable[[Choice], int]] = {
     "tile_columns": lambda one: one.tile.nr,
     "block_tiles": lambda one: one.tiles,
-    "step_panels": lambda one: one.group,
+    "part_panels": lambda one: one.group,
 }
 """What a variant says beside the algorithm."""
 
@@ -122,37 +127,71 @@ def cheapest(among: Sequence[Choice]) -> Choice:
 
 
 def choices(s: Sizes, isa: str, l2: int) -> Iterator[Choice]:
-    """Every choice with its cycles, weighted by how well `THREADS` share its parallel tiles: for
-    each block and width of a tile the height with the fastest products."""
+    """Every choice with its cycles, the mean of one thread's and of all that `THREADS` spend which
+    share it evenly: for each block and width of a tile the height with the fastest products."""
     tiles_of = {w: [t for t in microkernels.rows(isa) if t.nr == w]
                 for w in sorted({t.nr for t in microkernels.rows(isa)})}  # fmt: skip
     for algorithm, limit, wide in product((F2, F4), BLOCKS, tiles_of):
-        m, a = algorithm.m, algorithm.a
+        m = algorithm.m
         tile_rows, tile_columns = s.batch * -(-s.rows // m), -(-s.columns // m)
         width = even(tile_columns, limit)
         height = even(tile_rows, max(1, limit // width))
         blocks = -(-tile_columns // width) * -(-tile_rows // height)
-        tiles = width * height
-        products, tile = min(
-            ((row_tiles(tiles, t) * panels(s.n, t) * call_cycles(s.depth, t), t)
-             for t in tiles_of[wide]),
-            key=lambda pair: pair[0],
-        )  # fmt: skip
-        count = panels(s.n, tile)
-        filters = a * a * s.depth * count * tile.nr * 4
-        per_input, per_output = TRANSFORMS[algorithm]
-        inputs = tiles * -(-s.depth // 16) * per_input
-        outputs = tiles * (count * tile.nr / 16) * per_output
-        patches = a * a * tiles * s.depth * 4
-        spilled = NEAR * patches * count if patches > 0.6 * l2 else 0.0
-        again = NEAR if filters <= NEAR_BYTES else s.weights
-        stream = s.weights * filters + again * filters * (blocks - 1)
-        for group in groups(count):
-            steps = -(-count // group)
-            work = blocks * (inputs * steps + a * a * products + outputs + spilled) + stream
-            parallel = blocks * steps
-            idle = -(-parallel // THREADS) * THREADS / parallel
-            yield Choice(algorithm, limit, tile, group, work * (1 + idle) / 2)
+        block = min(
+            (Block(s, algorithm, t, blocks, height, width, l2) for t in tiles_of[wide]),
+            key=Block.products,
+        )
+        for group in (0, *groups(panels(s.n, block.tile))):
+            cycles = (block.thread(1, group) + THREADS * block.thread(THREADS, group)) / 2
+            yield Choice(algorithm, limit, block.tile, group, cycles)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One of `blocks` blocks of `height` rows of `width` tiles, and the register tile."""
+
+    s: Sizes
+    algorithm: Algorithm
+    tile: MicroKernel
+    blocks: int
+    height: int
+    width: int
+    l2: int
+
+    def products(self) -> float:
+        """Cycles of one element's products."""
+        rows = row_tiles(self.height * self.width, self.tile)
+        return rows * panels(self.s.n, self.tile) * call_cycles(self.s.depth, self.tile)
+
+    def call(self, rows: int, some: int) -> float:
+        """Some rows of tiles and panels of the block, without the filters' way to the core."""
+        per_input, per_output = TRANSFORMS[self.algorithm]
+        elements, tiles = self.algorithm.a**2, self.width * rows
+        patches = elements * tiles * self.s.depth * 4
+        inputs = tiles * -(-self.s.depth // 16) * per_input
+        products = elements * row_tiles(tiles, self.tile) * call_cycles(self.s.depth, self.tile)
+        outputs = tiles * self.tile.nr / 16 * per_output
+        spilled = NEAR * patches if patches > 0.6 * self.l2 else 0.0
+        return inputs + some * (products + outputs + spilled)
+
+    def thread(self, threads: int, group: int) -> float:
+        """What one of so many threads computes."""
+        count = panels(self.s.n, self.tile)
+        parts = -(-count // group) if group else self.height
+        own = -(-self.blocks * parts // threads)
+        each = -(-own // min(own, CLAIMS if threads > 1 else 1))
+        whole, rest = divmod(each, parts)
+        last, read = 0.0, count * whole
+        if rest:
+            rows, some = (self.height, min(rest * group, count)) if group else (rest, count)
+            last, read = self.call(rows, some), read + some
+        calls = own / each
+        filters = self.algorithm.a**2 * self.s.depth * self.tile.nr * 4
+        again = NEAR if filters * count <= NEAR_BYTES else self.s.weights
+        # Of what all threads read, each brings its share from memory.
+        first = min(calls * read, count / threads)
+        stream = filters * (self.s.weights * first + again * (calls * read - first))
+        return calls * (whole * self.call(self.height, count) + last) + stream
 
 
 def even(extent: int, most: int) -> int:
@@ -170,8 +209,8 @@ def panels(n: int, t: MicroKernel) -> int:
 
 
 def groups(count: int) -> list[int]:
-    """Panels per step for 1, 2, 3 … steps, each number of panels once."""
-    sizes = [-(-count // steps) for steps in range(1, count + 1)]
+    """Panels per part for 1, 2, 3 … parts, each number of panels once."""
+    sizes = [-(-count // parts) for parts in range(1, count + 1)]
     return [a for a, b in pairwise([*sizes, 0]) if a != b]
 
 
@@ -188,4 +227,4 @@ def direct_cycles(s: Sizes, target: Target) -> float:
     return products + copied + s.weights * taps * s.depth * s.n * 4
 
 
-__all__ = ["THREADS", "Choice", "choose"]
+__all__ = ["Choice", "choose"]

@@ -9,7 +9,7 @@ from onnxjit.codegen.expr import ONE, ZERO, Expr, Load, Var, apply, as_int, inde
 from onnxjit.codegen.loops import Assign, Local, Stmt, Store
 from onnxjit.codegen.schedule.axes import ceil_div, coefficient
 from onnxjit.codegen.schedule.request import Request
-from onnxjit.codegen.schedule.winograd_cost import THREADS, Choice
+from onnxjit.codegen.schedule.winograd_cost import Choice
 from onnxjit.codegen.schedule.winograd_match import Correlation
 from onnxjit.codegen.schedule.winograd_transforms import Line
 
@@ -50,6 +50,7 @@ class Tiles:
 
         self.sizes: list[Stmt] = []
         self.row_blocks, self.width_blocks = self.divide(lambda name, e: e)
+        self.part_rows = self.rows
         self.divide(self.named)
         self.whole_width = self.width_blocks is ONE
         self.x0: Expr = ZERO if self.whole_width else Var("x0")
@@ -78,9 +79,6 @@ class Tiles:
         width_blocks = named("wide_parts", ceil_div(self.tile_columns, self.choice.tiles))
         self.width = named("width", even_size(self.tile_columns, width_blocks))
         fits = apply("floordiv", most, self.width)
-        if as_int(self.all_rows) is None:
-            # The choice could not weigh the number of steps: leave every thread some.
-            fits = apply("min", fits, ceil_div(self.all_rows, THREADS))
         height = named("height", apply("max", fits, 1))
         row_blocks = named("parts", apply("floordiv", self.all_rows + height - 1, height))
         self.rows = named("block", even_size(self.all_rows, row_blocks))
