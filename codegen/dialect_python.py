@@ -20,8 +20,10 @@ from onnxjit.codegen.dialect_table import (
     GEMM_SIZE,
     PACK_SYMBOL,
     WINDOW_SYMBOL,
+    WINOGRAD_SYMBOL,
     family_of,
 )
+from onnxjit.codegen.minimal_filtering import ALGORITHMS, Algorithm
 
 _NUMPY: dict[str, np.dtype[Any]] = {
     name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in DTYPES
@@ -365,9 +367,49 @@ def _softmax(symbol: str) -> Callable[..., None]:
     return call
 
 
+def _winograd_in(symbol: str) -> Callable[..., None]:
+    algorithm = _algorithm(symbol)
+
+    def call(
+        near: Buffer, near_index: int, far: Buffer, far_index: int, step: int, apart: int,
+        dst: Buffer, dst_index: int, dstep: int, dapart: int, n: int, count: int,
+    ) -> None:  # fmt: skip
+        m, a = algorithm.m, algorithm.a
+        for k in range(count):
+            first, second = int(near_index) + k * int(apart), int(far_index) + k * int(apart)
+            lines = [near.view(first + j * int(step), n).copy() for j in range(a - m)]
+            lines += [far.view(second + j * int(step), n).copy() for j in range(m)]
+            for i, line in enumerate(algorithm.inputs(lines)):
+                dst.view(int(dst_index) + k * int(dapart) + i * int(dstep), n)[:] = line
+
+    return call
+
+
+def _winograd_out(symbol: str) -> Callable[..., None]:
+    algorithm = _algorithm(symbol)
+
+    def call(
+        src: Buffer, src_index: int, dst: Buffer, dst_index: int, dstep: int, n: int,
+    ) -> None:  # fmt: skip
+        a = algorithm.a
+        y = src.view(src_index, a * a * int(n)).reshape(a, a, int(n)).copy()
+        columns = [algorithm.outputs([y[i, j] for i in range(a)]) for j in range(a)]
+        for i in range(algorithm.m):
+            line = np.concatenate(algorithm.outputs([columns[j][i] for j in range(a)]))
+            dst.view(int(dst_index) + i * int(dstep), len(line))[:] = line
+
+    return call
+
+
+def _algorithm(symbol: str) -> Algorithm:
+    match = WINOGRAD_SYMBOL.fullmatch(symbol)
+    assert match is not None
+    return ALGORITHMS[int(match["m"])]
+
+
 _CALLS: dict[str, Callable[[str], Callable[..., None]]] = {
     "gemm": _gemm, "gemm_rows": _gemm_rows, "pack": _pack, "softmax": _softmax,
-    "window": _window,
+    "window": _window, "winograd_in": _winograd_in, "winograd_out": _winograd_out,
 }  # fmt: skip
 
 _RANGED = {"floor": np.floor, "ceil": np.ceil, "round": np.rint, "trunc": np.trunc}

@@ -14,6 +14,7 @@ GEMM_SIZE = re.compile(r"_(?:1to)?(?P<mr>\d+)x(?P<nr>\d+)_")
 """Rows and columns in the symbol of a GEMM tile."""
 
 PACK_SYMBOL = re.compile(r"pack_f32_(?P<nr>[1-9]\d*)_[a-z0-9]+")
+WINOGRAD_SYMBOL = re.compile(r"winograd_(?P<direction>in|out)_f32_(?P<m>[24])_(?P<isa>[a-z0-9]+)")
 WINDOW_SYMBOL = re.compile(
     r"(?P<kind>depthwise|sumpool|maxpool)_f32_(?:(?P<t>[1-9]\d*)x(?P<kw>[1-9]\d*)"
     r"s(?P<stride>[1-9]\d*)d(?P<dilation>[1-9]\d*)|border)_(?P<isa>[a-z0-9]+)"
@@ -48,6 +49,16 @@ FAMILIES: tuple[Family, ...] = (
         (
             "float32@", "int64", "float32@", "int64", "int64", "int64", "float32@", "float32@",
         ),
+    ),
+    Family(
+        "winograd_in",
+        re.compile(r"winograd_in_f32_[24]_[a-z0-9]+"),
+        ("float32@", "float32@", "int64", "int64", "float32@", *["int64"] * 4),
+    ),
+    Family(
+        "winograd_out",
+        re.compile(r"winograd_out_f32_[24]_[a-z0-9]+"),
+        ("float32@", "float32@", "int64", "int64"),
     ),
     Family("pack", PACK_SYMBOL, ("float32@", "int64", "int64", "int64", "float32@", "int64")),
     Family(

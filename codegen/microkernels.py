@@ -22,6 +22,8 @@ takes the number of rows, 1 to mr, as an additional last argument: for extents t
 at run time.
 
     pack_f32_{nr}_{isa}     a transposing copy into a panel of B (see microkernel_pack)
+    winograd_in_f32_{m}_{isa}, winograd_out_f32_{m}_{isa}
+                            the transforms of minimal filtering (see microkernel_filtering)
     softmax_f32_{isa}       rows to exponentials and their sums (see microkernel_softmax)
 
 Rows of A that lie a multiple of 4096 bytes apart share a set of the L1 cache: on Cascade Lake the
@@ -38,7 +40,7 @@ from functools import cache, partial
 from math import ceil, hypot
 from typing import TYPE_CHECKING
 
-from onnxjit.codegen.dialect_table import WINDOW_SYMBOL
+from onnxjit.codegen.dialect_table import WINDOW_SYMBOL, WINOGRAD_SYMBOL
 from onnxjit.codegen.instruction_sets import ISAS, Isa, isa_of, runs
 from onnxjit.codegen.target import Target, target_machine
 
@@ -153,6 +155,11 @@ def gemm(mr: int, nr: int, isa: str, dtype: str = "f32", *, any_rows: bool = Fal
 def pack(nr: int, isa: str) -> str:
     """The symbol of the transposing copy that makes panels of `nr` columns (microkernel_pack)."""
     return f"pack_f32_{nr}_{isa}"
+
+
+def winograd(direction: str, m: int, isa: str) -> str:
+    """The symbol of a transform of F(m x m, 3 x 3): of inputs ("in") or outputs ("out")."""
+    return f"winograd_{direction}_f32_{m}_{isa}"
 
 
 def softmax(isa: str) -> str:
@@ -307,6 +314,14 @@ def _kind(symbol: str) -> tuple[Isa, Callable[[], ir_types.Module]]:
             raise KeyError(f"{symbol!r} does not name a micro-kernel")
         panel = microkernel_pack.Panel(vectors, isa.lanes)
         return isa, partial(microkernel_pack.module, symbol, panel)
+    if match := WINOGRAD_SYMBOL.fullmatch(symbol):
+        from onnxjit.codegen import microkernel_filtering
+        from onnxjit.codegen.minimal_filtering import ALGORITHMS
+
+        isa = _isa(symbol, match["isa"])
+        algorithm = ALGORITHMS[int(match["m"])]
+        make = microkernel_filtering.module
+        return isa, partial(make, symbol, match["direction"], algorithm, isa.lanes)
     if match := _SOFTMAX.fullmatch(symbol):
         from onnxjit.codegen import microkernel_softmax
 

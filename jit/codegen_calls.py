@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from onnxjit.codegen.build import Source, symbol_of
 from onnxjit.codegen.build import key as source_key
-from onnxjit.codegen.canonical import canonical
+from onnxjit.codegen.canonical import Canonical, canonical
 from onnxjit.codegen.emit_cpu import emit
 from onnxjit.codegen.expr import (
+    INDEX,
     Apply,
     Const,
     Dim,
     Expr,
+    Load,
     Poly,
+    Reduce,
     as_int,
     index,
     poly_mul,
@@ -22,6 +26,7 @@ from onnxjit.codegen.expr import (
     walk,
 )
 from onnxjit.codegen.kernel import Kernel, Stage, TensorType, used_inputs
+from onnxjit.codegen.layout import Layout
 from onnxjit.codegen.loops import LoopNest
 from onnxjit.codegen.packing import Packing
 from onnxjit.codegen.scalar_functions import FUNCTIONS, numpy_dtype
@@ -30,6 +35,7 @@ from onnxjit.codegen.schedule.request import expressions
 from onnxjit.codegen.signature import structure
 from onnxjit.codegen.target import Target
 from onnxjit.codegen.tuned import Table, Tuned
+from onnxjit.codegen.unify import unified
 from onnxjit.errors import ModelError
 from onnxjit.program import HostCall, JoinCall, KernelCall, Program
 from onnxjit.runtime.plan import Alias, Buffer, Check, HostStep, Plan, Step
@@ -78,6 +84,51 @@ def planned(request: Request, name: str, structure: str, tuned: Tuned | None = N
     nest = schedule(request)
     source = Source(emit(nest), nest.symbols, name, wide=wide(nest))
     return Planned(request, nest, source, structure, tuned)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A kernel under standard names, with the layouts and the constants among its buffers."""
+
+    same: Canonical
+    layouts: dict[str, Layout]
+    constants: frozenset[str]
+
+    @property
+    def key(self) -> object:
+        """Equal for kernels that are the same but for names."""
+        return self.same.key, tuple(self.layouts.items()), self.constants
+
+
+def likeness(kernel: Kernel) -> object:
+    """Equal for kernels that do the same, of whatever sizes and index arithmetic."""
+    return tuple(
+        (
+            len(s.axes),
+            tuple(
+                (type(x).__name__, x.fn if isinstance(x, Apply) else x.dtype)
+                for x in walk(s.value)
+                if isinstance(x, Load | Reduce) or (isinstance(x, Apply) and x.dtype != INDEX)
+            ),
+        )
+        for s in kernel.stages
+    )
+
+
+def unified_kernels(kernels: Sequence[Planned]) -> list[Planned]:
+    """The kernels with one source for those that differ in sizes alone."""
+    groups: dict[object, list[int]] = {}
+    for n, k in enumerate(kernels):
+        groups.setdefault((k.source.symbols, k.source.wide), []).append(n)
+    result = list(kernels)
+    for members in groups.values():
+        texts = unified([kernels[n].source.text for n in members])
+        for n, (text, sizes) in zip(members, texts, strict=True):
+            if sizes:
+                k = kernels[n]
+                nest = replace(k.nest, sizes=(*k.nest.sizes, *map(index, sizes)))
+                result[n] = replace(k, nest=nest, source=replace(k.source, text=text))
+    return result
 
 
 def generate(
@@ -155,12 +206,31 @@ class _Generator:
         self.resident = RESIDENT * size <= target.l3
 
     def run(self) -> Generated:
+        self.plan_alike()
         for c in self.p.calls:
             if isinstance(c, HostCall):
                 self.scheduled.append(c)
             elif isinstance(c, KernelCall):
                 self.schedule(c)
         return self.build_plan()
+
+    def plan_alike(self) -> None:
+        """Plans kernels that compute the same at other sizes together, because their sources may
+        become one."""
+        groups: dict[object, list[Kernel]] = {}
+        for c in self.p.calls:
+            if isinstance(c, KernelCall):
+                groups.setdefault(likeness(c.kernel), []).append(c.kernel)
+        for kernels in groups.values():
+            made: dict[object, Planned] = {}
+            for kernel in kernels:
+                named = self.named(kernel)
+                if named.key not in made:
+                    with suppress(NoSchedule):
+                        made[named.key] = self.made(named)
+            self.plans.update(zip(made, unified_kernels(list(made.values())), strict=True))
+            for key in made:
+                self.submit(self.plans[key].source)
 
     def schedule(self, c: KernelCall) -> None:
         try:
@@ -182,21 +252,27 @@ class _Generator:
     def planned(self, kernel: Kernel) -> tuple[Planned, dict[str, str]]:
         """A kernel scheduled under standard names, and what those stand for. Kernels that are equal
         but for names, as the layers of a network, are planned once."""
+        named = self.named(kernel)
+        if named.key not in self.plans:
+            self.plans[named.key] = made = self.made(named)
+            self.submit(made.source)
+        return self.plans[named.key], named.same.buffers
+
+    def named(self, kernel: Kernel) -> Named:
         same = canonical(kernel)
-        names = same.buffers
-        layouts = {b: self.p.layouts[v] for b, v in names.items() if v in self.p.layouts}
-        constants = frozenset(b for b, v in names.items() if v in self.p.constants)
-        key = (same.key, tuple(layouts.items()), constants)
-        if key not in self.plans:
-            name = structure(same.kernel, layouts, constants)
-            row = self.tuned.rows.get(name)
-            variant = {} if row is None else row.choices
-            request = Request(
-                same.kernel, layouts, self.target, constants, variant, resident=self.resident
-            )
-            self.plans[key] = planned(request, kernel.name, name, row)
-            self.submit(self.plans[key].source)
-        return self.plans[key], names
+        values, p = same.buffers.items(), self.p
+        layouts = {b: p.layouts[v] for b, v in values if v in p.layouts}
+        return Named(same, layouts, frozenset(b for b, v in values if v in p.constants))
+
+    def made(self, k: Named) -> Planned:
+        kernel = k.same.kernel
+        name = structure(kernel, k.layouts, k.constants)
+        row = self.tuned.rows.get(name)
+        variant = {} if row is None else row.choices
+        request = Request(
+            kernel, k.layouts, self.target, k.constants, variant, resident=self.resident
+        )
+        return planned(request, kernel.name, name, row)
 
     def packed(self, q: Packing) -> str:
         if q not in self.pack_ids:

@@ -35,8 +35,8 @@ from onnxjit.codegen.evaluate import evaluate, evaluate_int
 from onnxjit.codegen.expr import apply, index, poly_mul
 from onnxjit.codegen.kernel import Kernel
 from onnxjit.codegen.layout import Layout, Strided
+from onnxjit.codegen.minimal_filtering import F4
 from onnxjit.codegen.schedule import Request, schedule
-from onnxjit.codegen.schedule.winograd_transforms import F4
 from onnxjit.codegen.tensor import Tensor, elementwise, materialize, pad_with, reduce_over
 from onnxjit.program import JoinCall
 

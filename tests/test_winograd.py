@@ -7,12 +7,14 @@ run in random order (`kernels_support`).
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from kernels_support import (
+    Guarded,
     check_kernel,
     close,
     compile_kernel,
@@ -27,16 +29,18 @@ from onnx import helper
 
 from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import apply, index
-from onnxjit.codegen.instruction_sets import isa_of
+from onnxjit.codegen.instruction_sets import ISAS, isa_of, runs
 from onnxjit.codegen.kernel import Kernel
 from onnxjit.codegen.loops import LoopNest
+from onnxjit.codegen.minimal_filtering import F2, F4, Algorithm
 from onnxjit.codegen.packing import Packing, pack
 from onnxjit.codegen.schedule.request import Declined, Request
 from onnxjit.codegen.schedule.winograd import WinogradNest, winograd
 from onnxjit.codegen.schedule.winograd_cost import Choice
 from onnxjit.codegen.schedule.winograd_match import correlation
-from onnxjit.codegen.schedule.winograd_transforms import F2, F4, Algorithm
+from onnxjit.codegen.target import host
 from onnxjit.codegen.tensor import Tensor, elementwise, materialize, pad_with, reduce_over
+from onnxjit.runtime.link import link
 
 F = "float32"
 LAST = (0, 2, 3, 1)
@@ -343,29 +347,44 @@ def test_transforms_are_exact_in_exact_arithmetic(algorithm: Algorithm) -> None:
 
 def matrix(algorithm: Algorithm, line: Any) -> np.ndarray:
     """The matrix of a straight-line transform, by transforming unit vectors."""
-    columns, count = [], algorithm.a
-    for k in range(count):
-        values: dict[Any, float] = {v: c for c, v in algorithm.constants}
-        from onnxjit.codegen.expr import Apply, Const, Expr, Var
+    return np.array(line(list(np.eye(algorithm.a))))
 
-        inputs = [Var(f"in{j}", F) for j in range(count)]
-        values.update({v: float(j == k) for j, v in enumerate(inputs)})
 
-        def value(e: Expr, values: dict[Any, float] = values) -> float:
-            if isinstance(e, Const):
-                return float(e.value)
-            if e in values:
-                return values[e]
-            assert isinstance(e, Apply)
-            p, *q = (value(a) for a in e.args)
-            return {"add": lambda: p + q[0], "sub": lambda: p - q[0], "mul": lambda: p * q[0],
-                    "neg": lambda: -p}[e.fn]()  # fmt: skip
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("channels", [0, 1, 7, 8, 9, 16, 31, 48])
+@pytest.mark.parametrize("isa", [n for n, isa in ISAS.items() if runs(isa, host())])
+def test_transforms_of_lines_and_tiles(algorithm: Algorithm, channels: int, isa: str) -> None:
+    """Both micro-kernels between guard bands, against the matrices in float64."""
+    m, a, n = algorithm.m, algorithm.a, channels
+    gap, count = n + 3, 3
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
 
-        setup, results = line(inputs)
-        for s in setup:
-            values[s.var] = value(s.value)
-        columns.append([value(e) for e in results])
-    return np.array(columns).T
+    def run(direction: str, kinds: list[Any], *arguments: int) -> None:
+        symbol = microkernels.winograd(direction, m, isa)
+        library = link([microkernels.object_code(symbol, host())])
+        ctypes.CFUNCTYPE(None, *kinds)(library.address(symbol))(*arguments)
+
+    near, far = normal(a - m, count, gap), normal(m, count, gap)
+    out = Guarded(count * a * gap, np.dtype(np.float32))
+    run("in", [pointer, pointer, integer, integer, pointer, *[integer] * 4],
+        near.ctypes.data, far.ctypes.data, count * gap, gap,
+        out.address, gap, a * gap, n, count)  # fmt: skip
+    out.check("lines")
+    got = out.array.reshape(count, a, gap)
+    lines = np.concatenate([near, far]).astype(np.float64)
+    want = np.einsum("ij,jlc->lic", matrix(algorithm, algorithm.inputs), lines)
+    np.testing.assert_allclose(got[..., :n], want[..., :n], atol=2e-6)
+    assert np.isnan(got[..., n:]).all()
+
+    y = normal(a, a, n)
+    out = Guarded(m * m * gap, np.dtype(np.float32))
+    run("out", [pointer, pointer, integer, integer], y.ctypes.data, out.address, m * gap, n)
+    out.check("tile")
+    got = out.array.reshape(m, m * gap)
+    at = matrix(algorithm, algorithm.outputs)
+    want = np.einsum("ip,oq,pqc->ioc", at, at, y.astype(np.float64)).reshape(m, m * n)
+    np.testing.assert_allclose(got[:, : m * n], want, atol=2e-5)
+    assert np.isnan(got[:, m * n :]).all()
 
 
 def test_filters_are_transformed_when_they_are_packed() -> None:

@@ -5,12 +5,12 @@ A block is T output tiles; a call computes some of its rows of tiles, or some pa
 channels:
 
 1. *Input transform*: each patch of the padded input, one column of pixels after the other (a column
-   is kept for the two patches that share it), then the rows of a patch; vectors run along channels.
-   Row-major pixels are transposed into a window before.
+   is kept for the two patches that share it), then the rows of a patch, by a micro-kernel whose
+   vectors run along channels. Row-major pixels are transposed into a window before.
 2. *Products*: for each of the (m + 2)² elements a matrix product of T rows by the block's panels
    of the filters, which were transformed when the model was compiled.
-3. *Output transform* and the output stage's own expression, one panel and tile after the other;
-   row-major results are a row of tiles that is transposed before the expression.
+3. *Output transform*, a micro-kernel too, and the output stage's own expression, one panel and tile
+   after the other; row-major results are a row of tiles that is transposed before the expression.
 
 Pixels outside the input are filled in while they are read; what lies past the last output row or
 column is computed and not stored. Every tile of a block costs the same, so the number of tiles,
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxjit.codegen.expr import ONE, ZERO, Axis, Expr, Var, apply, const, index, poly_mul
+from onnxjit.codegen.expr import ONE, ZERO, Axis, Expr, Var, apply, index, poly_mul
 from onnxjit.codegen.loops import (
     FIRST_PART,
     LAST_PART,
@@ -74,8 +74,6 @@ class WinogradNest(Inputs, Outputs):
             Assign(Var("rows"), ceil_div(Var("t"), self.mr)),
             *self.products(),
         )
-        # Constants are set once, because each occurrence would be typed and lowered again.
-        body = (*(Assign(v, const(c, F)) for c, v in self.alg.constants), *body)
         nest, blocks = with_tiles(
             [Axis("rb", self.row_blocks), Axis("wb", self.width_blocks)], body
         )

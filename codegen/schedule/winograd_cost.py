@@ -13,10 +13,10 @@ from itertools import pairwise, product
 from onnxjit.codegen import instruction_sets, microkernels
 from onnxjit.codegen.expr import as_int
 from onnxjit.codegen.microkernels import MicroKernel
+from onnxjit.codegen.minimal_filtering import F2, F4, Algorithm
 from onnxjit.codegen.schedule.axes import typical
 from onnxjit.codegen.schedule.request import Declined, Request
 from onnxjit.codegen.schedule.winograd_match import TAPS, Correlation
-from onnxjit.codegen.schedule.winograd_transforms import F2, F4, Algorithm
 from onnxjit.codegen.target import Target
 
 GAIN = 0.85

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from onnxjit.codegen import microkernels
-from onnxjit.codegen.expr import ZERO, Axis, Expr, Load, Var, apply, index, poly_mul, substitute
+from onnxjit.codegen.expr import (
+    TRUE,
+    ZERO,
+    Axis,
+    Expr,
+    Load,
+    Var,
+    apply,
+    index,
+    poly_mul,
+    substitute,
+)
 from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, Stmt, Store
 from onnxjit.codegen.schedule.axes import ceil_div, coefficient
 from onnxjit.codegen.schedule.winograd_tiles import F, Tiles
 
 FIRST, LAST = Var("vfirst"), Var("vlast")
 """The rows of a patch that are inside the input: from one up to the other."""
+
+SLOT, HALF = Var("slot"), Var("half")
+"""Where a transformed column is kept, and all new ones of a patch."""
+
+Columns = tuple[tuple[Stmt, ...], tuple[Expr, Stmt] | None]
+"""What transforms column `w`, and if there is one, a call for all new columns of a patch from `w`
+on, with its condition."""
 
 
 class Inputs(Tiles):
@@ -20,33 +36,40 @@ class Inputs(Tiles):
     def input_transform(self) -> tuple[Stmt, ...]:
         """inputs[e][t][k]: element e of the transformed patch of the block's tile t.
 
-        `lines` keeps 2 m columns, transformed once: column w is at w % (2 m), so that a patch is
-        the m columns of one half and the first two of the other.
+        `lines` keeps 2 m columns, transformed once: column w is at (w - 2) % (2 m), so that a patch
+        is the last two columns of one half and all m of the other, which are new.
         """
         c, m, a = self.c, self.m, self.a
-        step = self.run if self.windowed else self.step
-        tx, w, i = Var("tx"), Var("w"), Var("i")
+        step = self.channel_step()
+        tx, w = Var("tx"), Var("w")
         ty, top, t, done = Var("ty"), Var("top"), Var("t"), Var("done")
-        k = Axis("ik", index(self.run) if self.windowed else c.k.extent)
-        slot = Var("slot")
-
-        def vertical(lines: list[Expr], *setup: Stmt) -> Stmt:
-            body = self.line("o", lines, self.alg.inputs, "lines", slot + k, step)
-            return For(k, ZERO, k.extent, (*setup, *body))
-
-        copy: tuple[Stmt, ...] = ()
-        if self.windowed:
-            copy, columns = self.copy_window(), self.from_window(vertical, k)
-        else:
-            columns = self.from_input(vertical, k)
-        half = m * a * step
-        columns = (Assign(slot, poly_mul(apply("mod", w, 2 * m), index(a * step))), *columns)
-
-        kp = Axis("ip", index(self.run))
-        near, far = Var("near"), Var("far")
-        lines: list[Expr] = [near + j * (a * step) for j in range(m)]
-        lines += [far + j * (a * step) for j in range(a - m)]
-        edge, first_k = tx * m + a, self.first_k()
+        self.transform = microkernels.winograd("in", m, self.isa.name)
+        self.symbols.append(self.transform)
+        copy = self.copy_window() if self.windowed else ()
+        one, several = self.from_window() if self.windowed else self.from_input()
+        half, edge = m * a * step, tx * m + a
+        slot = apply("mod", w + (2 * m - 2), 2 * m)
+        columns: tuple[Stmt, ...] = (
+            For(w, done, edge, (Assign(SLOT, poly_mul(slot, index(a * step))), *one)),
+        )
+        if several is not None:
+            inside, call = several
+            new = apply("logical_and", apply("eq", edge - done, m), inside)
+            columns = (If(new, (Assign(w, done), call), columns),)
+        patch = Call(
+            self.transform,
+            (
+                Address("lines", index((2 * m - 2) * a * step) - HALF),
+                Address("lines", HALF),
+                index(a * step),
+                index(step),
+                Address("inputs", t * self.step + self.first_k()),
+                index(self.plane),
+                index(a * self.plane),
+                index(self.run),
+                index(a),
+            ),
+        )
         body: tuple[Stmt, ...] = (
             Assign(t, ZERO),
             For(Var("g"), Var("g0"), Var("g1"), (
@@ -57,20 +80,10 @@ class Inputs(Tiles):
                 Assign(done, poly_mul(self.x0, index(m))),
                 *copy,
                 For(tx, self.x0, self.x1, (
-                    For(w, done, edge, columns),
+                    Assign(HALF, poly_mul(apply("mod", tx, 2), index(half))),
+                    *columns,
                     Assign(done, edge),
-                    Assign(Var("half"), poly_mul(apply("mod", tx, 2), index(half))),
-                    For(i, ZERO, index(a), (
-                        For(kp, ZERO, kp.extent, (
-                            Assign(near, Var("half") + i * step + kp),
-                            Assign(far, half + i * step + kp - Var("half")),
-                            *self.line(
-                                "o", [Load("lines", (e,), F) for e in lines], self.alg.inputs,
-                                "inputs", i * (a * self.plane) + t * self.step + first_k + kp,
-                                self.plane,
-                            ),
-                        )),
-                    )),
+                    patch,
                     Assign(t, t + 1),
                 )),
             )),
@@ -140,17 +153,43 @@ class Inputs(Tiles):
     def window_pixels(self) -> int:
         return self.line_pixels + self.a - self.m
 
-    def from_window(self, vertical: Callable[..., Stmt], k: Axis) -> tuple[Stmt, ...]:
-        """The column's transform with all rows read from the window."""
-        start, near = Var("source"), Var("near")
-        row = self.window_pixels() * self.run
-        reads = [Load("window", (near + n * row,), F) for n in range(self.a)]
-        column = Var("w") - poly_mul(self.x0, index(self.m))
-        return Assign(start, column * self.run), vertical(reads, Assign(near, start + k))
+    def channel_step(self) -> int:
+        """From one transformed line to the next."""
+        return self.run if self.windowed else self.step
 
-    def from_input(self, vertical: Callable[..., Stmt], k: Axis) -> tuple[Stmt, ...]:
-        """The column's transform with rows read where they are, or from a copy at the border."""
+    def column(
+        self, buffer: str, first: Expr, row: Expr, channels: Expr, pixel: Expr | None = None
+    ) -> Stmt:
+        """The transform of a column of pixels whose rows are `row` apart; with `pixel`, of all new
+        columns of a patch, which are so far apart."""
+        step, several = self.channel_step(), pixel is not None
+        return Call(
+            self.transform,
+            (
+                Address(buffer, first),
+                Address(buffer, first + row * 2),
+                row,
+                pixel if pixel is not None else ZERO,
+                Address("lines", HALF if several else SLOT),
+                index(step),
+                index(self.a * step),
+                channels,
+                index(self.m if several else 1),
+            ),
+        )
+
+    def from_window(self) -> Columns:
+        """The transforms of columns with all rows read from the window."""
+        first = (Var("w") - poly_mul(self.x0, index(self.m))) * self.run
+        row, run = index(self.window_pixels() * self.run), index(self.run)
+        several = TRUE, self.column("window", first, row, run, run)
+        return (self.column("window", first, row, run),), several
+
+    def from_input(self) -> Columns:
+        """The transforms of columns with rows read where they are, or from a copy: at the border,
+        and where channels are not contiguous or computed."""
         c, a, step, w, i = self.c, self.a, self.step, Var("w"), Var("i")
+        k = Axis("ik", c.k.extent)
         column_inside = between(c.columns.low, w, c.columns.high)
         all_inside = apply("logical_and", apply("le", FIRST, 0), apply("le", index(a), LAST))
         self.locals.append(Local("column", F, index(a * step), stack=False))
@@ -161,32 +200,26 @@ class Inputs(Tiles):
         inside = apply("logical_and", column_inside, between(FIRST, i, LAST))
         copied: tuple[Stmt, ...] = (
             For(i, ZERO, index(a), (If(inside, filled(self.pixel(i, k)), filled(c.fill)),)),
-            vertical([Load("column", (k + n * step,), F) for n in range(a)]),
+            self.column("column", ZERO, index(step), k.extent),
         )
-        if not c.contiguous:
-            return copied
-        direct = self.direct(vertical, k)
-        return (If(apply("logical_and", column_inside, all_inside), direct, copied),)
+        first = self.pixel(ZERO, ZERO)
+        if not (c.contiguous and isinstance(first, Load)):
+            return copied, None
+        (at,) = first.index
+        below, right = (substitute(at, {v: v + 1}) - at for v in (Var("top"), w))
+        direct = (self.column(first.buffer, at, below, k.extent),)
+        one = If(apply("logical_and", column_inside, all_inside), direct, copied)
+        edge = Var("tx") * self.m + a
+        low = apply("le", c.columns.low, Var("done"))
+        both = apply("logical_and", low, apply("le", edge, c.columns.high))
+        all_inside = apply("logical_and", both, all_inside)
+        return (one,), (all_inside, self.column(first.buffer, at, below, k.extent, right))
 
     def pixel(self, row: Expr, k: Expr) -> Expr:
         """The input at row `row` of the patch, column `w` and channel `k`, inside the border."""
         c = self.c
         table = {c.ph: Var("top") + row, c.pw: Var("w"), c.k: k, **self.image()}
         return substitute(c.pixel, table)
-
-    def direct(self, vertical: Callable[..., Stmt], k: Axis) -> tuple[Stmt, ...]:
-        """The column's transform with all rows read in place."""
-        pixels = [self.pixel(index(n), k) for n in range(self.a)]
-        first = pixels[0]
-        if not isinstance(first, Load):
-            return (vertical(pixels),)
-        start, near = Var("source"), Var("near")
-        reads: list[Expr] = []
-        for p in pixels:
-            assert isinstance(p, Load)
-            reads.append(Load(p.buffer, (near + (p.index[0] - first.index[0]),), F))
-        at = substitute(first.index[0], {k: ZERO})
-        return Assign(start, at), vertical(reads, Assign(near, start + k))
 
 
 def between(low: Expr, e: Expr, high: Expr) -> Expr:

@@ -8,7 +8,6 @@ from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
     ONE,
     ZERO,
-    Axis,
     Expr,
     Load,
     Var,
@@ -28,37 +27,29 @@ class Outputs(Tiles):
 
     def output_transform(self) -> tuple[Stmt, ...]:
         m, a, nr = self.m, self.a, self.nr
-        tx, ty, i, t = Var("tx"), Var("ty"), Var("i"), Var("t")
-        j = Axis("j", index(nr))
-        near, line, column = Var("near"), a * nr, j + i * nr
-
-        def loaded(buffer: str, step: int) -> list[Expr]:
-            return [Load(buffer, (near + n * step,), F) for n in range(a)]
-
+        tx, ty, t = Var("tx"), Var("ty"), Var("t")
         turned = self.across()
         pixels = self.line_pixels if turned else m
-        down = self.line("o", loaded("products", line), self.alg.outputs, "halves", column, line)
-        at = j + i * (pixels * nr)
-        if turned:
-            at = at + (tx - self.x0) * (m * nr)
-        across = self.line("o", loaded("halves", nr), self.alg.outputs, "results", at, nr)
-        self.locals += [
-            Local("halves", F, index(m * self.a * nr)),
-            Local("results", F, index(m * pixels * nr), stack=not turned),
-        ]
-        full = index(nr)
+        at = (tx - self.x0) * (m * nr) if turned else ZERO
+        self.locals.append(Local("results", F, index(m * pixels * nr), stack=not turned))
+        symbol = microkernels.winograd("out", m, self.isa.name)
+        self.symbols.append(symbol)
+        transform = Call(
+            symbol,
+            (
+                Address("products", t * (a * a * nr)),
+                Address("results", at),
+                index(pixels * nr),
+                index(nr),
+            ),
+        )
         return (
             Assign(t, ZERO),
             For(Var("g"), Var("g0"), Var("g1"), (
                 *self.place(),
                 Assign(Var("top"), ty * m),
                 For(tx, self.x0, self.x1, (
-                    For(i, ZERO, index(a), (
-                        For(j, ZERO, full, (Assign(near, t * (a * line) + column), *down)),
-                    )),
-                    For(i, ZERO, index(m), (
-                        For(j, ZERO, full, (Assign(near, i * line + j), *across)),
-                    )),
+                    transform,
                     *(() if turned else self.epilogue()),
                     Assign(t, t + 1),
                 )),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from onnxjit.codegen import instruction_sets
 from onnxjit.codegen.expr import ONE, ZERO, Expr, Load, Var, apply, as_int, index, poly_mul
-from onnxjit.codegen.loops import Assign, Local, Stmt, Store
+from onnxjit.codegen.loops import Assign, Local, Stmt
 from onnxjit.codegen.schedule.axes import ceil_div, coefficient
 from onnxjit.codegen.schedule.request import Request
 from onnxjit.codegen.schedule.winograd_cost import Choice
 from onnxjit.codegen.schedule.winograd_match import Correlation
-from onnxjit.codegen.schedule.winograd_transforms import Line
 
 F = "float32"
 LANES = 16
@@ -90,16 +89,6 @@ class Tiles:
             return e
         self.sizes.append(Assign(Var(name), e))
         return Var(name)
-
-    def line(
-        self, name: str, source: Sequence[Expr], transform: Line, to: str, at: Expr, step: int
-    ) -> tuple[Stmt, ...]:
-        """Transforms one line of loads and stores the results `step` apart; `name` is the variable
-        that holds the first offset."""
-        setup, results = transform(source)
-        out = Var(name)
-        stores = [Store(to, out + n * step, e) for n, e in enumerate(results)]
-        return (*setup, Assign(out, at), *stores)
 
     def image(self) -> dict[Expr, Expr]:
         return {self.c.batch: Var("image")} if self.c.batch is not None else {}

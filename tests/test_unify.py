@@ -1,0 +1,97 @@
+"""Sources that differ in sizes alone become one: which constants may differ, and the results."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+import onnxjit
+from onnxjit.codegen.unify import LARGEST, unified
+
+SOURCE = '''"""Schedule: contraction."""
+
+
+def kernel(ptrs, ints, scratch, begin, end):
+    b0 = buffer_float32(ptrs, 0)
+    n0 = ints[0]
+    s0 = stack_float32({stack}, 5)
+    s1 = scratch_float32(scratch, {offset}, 6)
+    for tile in range(begin, end):
+        rb = umod_(tile, {divisor})
+        for i in range(0, {count}, {step}):
+            b0[(i*{stride} + rb*{stride} + n0)] = ({value} + float32(1e-{digits}))
+'''
+USUAL = {
+    "stack": "96", "offset": "1536", "divisor": "100", "count": "64", "step": "40", "stride": "640",
+    "value": "int32(77)", "digits": "45",
+}  # fmt: skip
+
+
+def source(**changes: str) -> str:
+    return SOURCE.format(**{**USUAL, **changes})
+
+
+def test_a_differing_size_becomes_an_argument() -> None:
+    (text, first), (other, second) = unified([source(), source(stride="1280")])
+    assert text == other
+    assert "    n1 = ints[1]\n" in text and text.count("n1") == 3
+    assert (first, second) == ((640,), (1280,))
+
+
+def test_sizes_that_differ_alike_are_one_argument() -> None:
+    texts = [source(stride="640", offset="640"), source(stride="1280", offset="1280")]
+    (text, first), (_, second) = unified(texts)
+    assert (first, second) == ((640,), (1280,))
+    assert text.count("ints[") == 2
+    texts.append(source(stride="1280", offset="640"))
+    assert [sizes for _, sizes in unified(texts)] == [(640, 640), (1280, 1280), (640, 1280)]
+
+
+@pytest.mark.parametrize("kept", ["stack", "divisor", "step", "value", "digits"])
+def test_what_decides_the_machine_code_stays(kept: str) -> None:
+    other = {"value": "int32(78)"}.get(kept, "50")
+    texts = [source(), source(**{kept: other})]
+    assert unified(texts) == [(text, ()) for text in texts]
+
+
+def test_small_constants_stay() -> None:
+    texts = [source(count=str(LARGEST)), source(count="8"), source(count=str(LARGEST + 1))]
+    assert unified(texts) == [(text, ()) for text in texts]
+
+
+def test_equal_and_single_sources_are_left_alone() -> None:
+    texts = [source(), source(), "def kernel(ptrs, ints, scratch, begin, end):\n    pass\n"]
+    assert unified(texts) == [(text, ()) for text in texts]
+
+
+def test_a_network_of_several_widths() -> None:
+    """Its layers share a kernel, and compute what the reference does; a kernel alone does, too."""
+    widths = [64, 128, 192, 256, 320]
+    rng = np.random.default_rng(0)
+    nodes, weights = [], []
+    for n, (into, out) in enumerate(itertools.pairwise(widths)):
+        data = (rng.standard_normal((into, out)) / np.sqrt(into)).astype(np.float32)
+        weights.append(onnx.numpy_helper.from_array(data, f"w{n}"))
+        nodes.append(helper.make_node("MatMul", [f"x{n}", f"w{n}"], [f"y{n}"]))
+        nodes.append(helper.make_node("Relu", [f"y{n}"], [f"x{n + 1}"]))
+    shapes = [[37, c] for c in (widths[0], widths[-1])]
+    names = ("x0", f"x{len(widths) - 1}")
+    infos = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in zip(names, shapes, strict=True)
+    ]
+    graph = helper.make_graph(nodes, "widths", infos[:1], infos[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    compiled = onnxjit.compile(model)
+    x = rng.standard_normal(shapes[0]).astype(np.float32)
+    (want,) = ReferenceEvaluator(model).run(None, {"x0": x})
+    np.testing.assert_allclose(compiled(x), want, atol=1e-5)
+    sources = {k.source for k in compiled.kernels.values()}
+    assert len(sources) < len(compiled.kernels)
+    for kernel in compiled.kernels.values():
+        kernel.check(kernel.source)
