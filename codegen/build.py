@@ -28,7 +28,7 @@ from onnxjit.codegen.build_process import (
     WorkerError,
     WorkerProcess,
 )
-from onnxjit.codegen.build_queue import JobQueue, template_name
+from onnxjit.codegen.build_queue import JobQueue
 from onnxjit.codegen.cache import Cache
 from onnxjit.codegen.fingerprint import content_key, modules_digest
 from onnxjit.codegen.target import Target, host
@@ -110,7 +110,7 @@ class Builder:
         """
         own = _key("words", self.target, source, repr(sorted(symbols.items())))
         request = {"do": "words", "text": source, "symbols": dict(symbols)}
-        return self._submit(_Job("kernels", own, "the executor", request, own, len(source)))
+        return self._submit(_Job("kernels", own, "the executor", request, len(source)))
 
     def result(self, key: str) -> bytes:
         """The object file of a submitted key; waits for it. It defines `symbol_of(key)`.
@@ -221,7 +221,7 @@ class Builder:
             except WorkerError as error:
                 future.set_exception(error)
             else:
-                self._queue.put((job, future), job.template, job.size)
+                self._queue.put((job, future), job.size)
 
     def _add_worker(self) -> None:
         worker = WorkerProcess(self.target)
@@ -231,8 +231,7 @@ class Builder:
         ).start()
 
     def _feed(self, worker: WorkerProcess) -> None:
-        templates: set[str] = set()
-        while (item := self._queue.take(templates)) is not None:
+        while (item := self._queue.take()) is not None:
             job, future = item
             if future.set_running_or_notify_cancel():
                 self._finish(job, future, worker.compile)
@@ -292,14 +291,13 @@ def _failed(future: Future[bytes]) -> bool:
 class _Job:
     """One request to a worker; `kind` is the cache's folder for the result, "" for none.
 
-    `template` and `size` say which worker takes it when (`JobQueue`).
+    `size` says when it is taken (`JobQueue`).
     """
 
     kind: str
     key: str
     label: str
     request: Mapping[str, Any]
-    template: str
     size: int
 
 
@@ -314,15 +312,15 @@ def _kernel_job(do: str, source: Source, target: Target) -> _Job:
         "wide": source.wide,
     }
     label = f"kernel {source.name!r}"
-    rank = template_name(source.text, source.symbols), len(source.text)
+    size = len(source.text)
     if do == "object":
-        return _Job("kernels", own, label, request, *rank)
-    return _Job("", f"{own}.{do}", label, request, *rank)
+        return _Job("kernels", own, label, request, size)
+    return _Job("", f"{own}.{do}", label, request, size)
 
 
 def _tile_job(symbol: str, target: Target) -> _Job:
     request = {"do": "tile", "symbol": symbol}
-    return _Job("tiles", tile_key(symbol, target), f"micro-kernel {symbol!r}", request, symbol, 0)
+    return _Job("tiles", tile_key(symbol, target), f"micro-kernel {symbol!r}", request, 0)
 
 
 def _key(kind: str, target: Target, *parts: str) -> str:

@@ -129,9 +129,9 @@ def serve(hello: dict[str, Any]) -> None:
 
 def _warm_up(target: Target) -> None:
     """Import what the first job needs, while the parent is still busy with its model."""
-    from onnxjit.codegen import dialect_templates
+    from onnxjit.codegen import dialect
 
-    del dialect_templates
+    del dialect
     _machine(target, False)
 
 
@@ -168,9 +168,9 @@ def _interleave_long_loops() -> None:
 def _optimised(job: Mapping[str, Any], target: Target, machine: Any) -> Any:
     import llvmlite.binding as llvm
 
-    from onnxjit.codegen import dialect_templates
+    from onnxjit.codegen import dialect
 
-    text = dialect_templates.compile_ir(job["text"], job["externals"], job["file"])
+    text = dialect.compile_ir(job["text"], job["externals"], job["file"])
     # A context of its own, so that types and constants go with the module.
     module = llvm.parse_assembly(text, llvm.create_context())
     module.triple = target.triple
