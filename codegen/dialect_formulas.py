@@ -172,7 +172,7 @@ class _Tree:
 
     def add(self, node: ast.expr) -> int:
         """The step that computes `node`."""
-        number = literal(node)
+        number = _number(node)
         if number is not None:
             return self.step("number", number)
         match node:
@@ -216,16 +216,16 @@ class _Tree:
         return len(self.steps) - 1
 
 
-def literal(node: ast.expr) -> int | float | None:
+def _number(node: ast.expr) -> int | float | None:
     """The value of a literal, or of what Python computes of literals when it compiles."""
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return value
         case ast.UnaryOp(ast.USub(), operand):
-            inner = literal(operand)
+            inner = _number(operand)
             return None if inner is None else -inner
         case ast.BinOp(left, ast.Add() | ast.Sub() | ast.Mult() as op, right):
-            a, b = literal(left), literal(right)
+            a, b = _number(left), _number(right)
             if isinstance(a, int) and isinstance(b, int):
                 value = _OPERATORS[type(op)](a, b)
                 assert isinstance(value, int)

@@ -28,7 +28,7 @@ class Signature:
     `definition` says what it computes. `params` are the buffers behind `ptrs`, `sizes` the integers
     behind `ints`; `layouts` says where the elements of buffers lie that are not row-major, and a
     buffer in `packings` is passed in packed form. `tiles` and `scratch` (bytes) are over the sizes
-    of the definition; the tiles are `rounds` equal parts, one after the other.
+    of the definition; the tiles are `rounds` equal shares, one after the other.
     """
 
     definition: Kernel

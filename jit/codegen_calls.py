@@ -116,12 +116,14 @@ def likeness(kernel: Kernel) -> object:
 
 
 def unified_kernels(kernels: Sequence[Planned]) -> list[Planned]:
-    """The kernels with one source for those that differ in sizes alone."""
+    """The kernels with one source for those that differ in constants alone."""
     groups: dict[object, list[int]] = {}
     for n, k in enumerate(kernels):
         groups.setdefault((k.source.symbols, k.source.wide), []).append(n)
     result = list(kernels)
     for members in groups.values():
+        if len(members) == 1:
+            continue
         texts = unified([kernels[n].source.text for n in members])
         for n, (text, sizes) in zip(members, texts, strict=True):
             if sizes:
@@ -216,7 +218,7 @@ class _Generator:
 
     def plan_alike(self) -> None:
         """Plans kernels that compute the same at other sizes together, because their sources may
-        become one."""
+        become one. Those that no rule takes are left to `schedule`."""
         groups: dict[object, list[Kernel]] = {}
         for c in self.p.calls:
             if isinstance(c, KernelCall):
@@ -259,12 +261,14 @@ class _Generator:
         return self.plans[named.key], named.same.buffers
 
     def named(self, kernel: Kernel) -> Named:
+        """A kernel as its plan depends on it."""
         same = canonical(kernel)
         values, p = same.buffers.items(), self.p
         layouts = {b: p.layouts[v] for b, v in values if v in p.layouts}
         return Named(same, layouts, frozenset(b for b, v in values if v in p.constants))
 
     def made(self, k: Named) -> Planned:
+        """The plan of a kernel by itself. Raises `NoSchedule`."""
         kernel = k.same.kernel
         name = structure(kernel, k.layouts, k.constants)
         row = self.tuned.rows.get(name)

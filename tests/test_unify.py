@@ -1,4 +1,4 @@
-"""Sources that differ in sizes alone become one: which constants may differ, and the results."""
+"""Sources that differ in constants alone become one: which may differ, and the results."""
 
 from __future__ import annotations
 

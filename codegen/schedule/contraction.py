@@ -142,14 +142,16 @@ class ContractionNest(Operands):
         self.line_tiles = self.m_tiles if self.row is not None else ONE
 
         shape = self.shape(x, y, k_axes)
-        packed, self.blocking = shape.packed, choose(shape)
+        self.blocking = choose(shape)
         self.sizes: dict[Var, Expr] = {}
         self.block = self.size("block", self.blocking.block)
         same = self.blocking.strip is self.blocking.block
         self.strip = self.block if same else self.size("strip", self.blocking.strip)
         self.group = self.size("group", self.blocking.group)
-        self.panels_divided = packed and self.blocking.group is not ONE
-        self.lines_divided = not packed and self.blocking.block is not ONE
+        self.divided = "pb" if shape.packed else "rb"
+        self.parts = self.blocking.group if shape.packed else self.blocking.block
+        if self.parts is ONE:
+            self.divided = ""
         operand, k_axes = self.row_operand(x, k_axes)
         y = Load(y.buffer, (substitute(y.index[0], self.k_split),), y.dtype)
         self.columns_operand(y, k_axes)
@@ -205,30 +207,28 @@ class ContractionNest(Operands):
         )
 
     def block_vars(self) -> tuple[Expr, Expr]:
-        if self.lines_divided:
-            return LOW, HIGH
         return self.range_of("rb", self.block, self.lines)
 
     def panel_vars(self) -> tuple[Expr, Expr]:
         """First and one-past-last panel that a call computes of this block."""
-        if self.panels_divided:
-            return LOW, HIGH
         return self.range_of("pb", self.group, self.panels)
 
     def range_of(self, block: str, size: Expr, extent: Expr) -> tuple[Expr, Expr]:
-        """The lines or panels of a block."""
+        """The lines or panels that a call computes of a block."""
+        if block == self.divided:
+            return LOW, HIGH
         first = poly_mul(Var(block), size)
         last = first + size
         return first, last if divides(size, extent) else apply("min", last, extent)
 
     def part(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
         """Sets the lines or panels that a call computes of a block, and computes them."""
-        block, size, extent = "rb", self.block, self.lines
-        if self.panels_divided:
-            block, size, extent = "pb", self.group, self.panels
-        elif not self.lines_divided:
+        if not self.divided:
             return body
-        first = poly_mul(Var(block), size)
+        size, extent = self.block, self.lines
+        if self.divided == "pb":
+            size, extent = self.group, self.panels
+        first = poly_mul(Var(self.divided), size)
         last: Expr = first + LAST_PART
         if not divides(size, extent):
             last = apply("min", last, extent)
@@ -342,18 +342,15 @@ class ContractionNest(Operands):
         )
         sizes: dict[Expr, Expr] = {var: value for var, value in self.sizes.items()}
         self.locals = [replace(x, count=substitute(x.count, sizes)) for x in self.locals]
-        parts: Expr = ONE
-        if self.panels_divided or self.lines_divided:
-            parts = self.blocking.group if self.panels_divided else self.blocking.block
         result = finish_nest(
             self.r,
             nest,
-            poly_mul(blocks, parts),
+            poly_mul(blocks, self.parts),
             "contraction: window" if self.c.window is not None else "contraction",
             locals=tuple(self.locals),
             symbols=(*tile_symbols(self.cover), *self.symbols),
             notes=(note, *self.notes),
-            parts=parts,
+            parts=self.parts,
         )
         packed = (self.packing,) if self.packing is not None else ()
         return replace(result, packings=packed)
