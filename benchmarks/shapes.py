@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -78,7 +77,7 @@ def without_arithmetic(model: onnxjit.CompiledModel, threads: int) -> Executable
     artifact = model._artifact
     executor: Library = link(artifact.objects)
     return Executable(
-        replace(artifact.plan, faults=()),
+        artifact.plan._replace(faults=()),
         Empty(),
         artifact.constants,
         threads,

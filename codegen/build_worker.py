@@ -94,8 +94,7 @@ def write_frame(stream: BinaryIO, header: Mapping[str, Any], body: bytes = b"") 
 
 def pack_target(target: Target) -> dict[str, Any]:
     """A target in JSON's types."""
-    fields = {name: getattr(target, name) for name in Target.__slots__}
-    return {**fields, "features": sorted(target.features)}
+    return {**target._asdict(), "features": sorted(target.features)}
 
 
 def unpack_target(fields: dict[str, Any]) -> Target:

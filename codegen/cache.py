@@ -26,8 +26,8 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from onnxjit.codegen.fingerprint import Stamp, content_key, stamp
 from onnxjit.codegen.model_store import MANIFEST, ModelStore, ModelWriter, StoredModel
@@ -57,8 +57,7 @@ _NOTE_SECONDS = 90 * 86400.0  # a note of a content key costs one reading of the
 _RACY_NS = 2_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One thing in the cache: `kind` is a folder below the root, `used` seconds since 1970."""
 
     kind: str

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 
@@ -17,8 +17,7 @@ _CHUNK = 4 << 20
 Content = str | os.PathLike[str] | bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """What stat tells of a file: absolute path, size in bytes, times in nanoseconds, identity.
 
     The change time is part of it because tools that keep the modification time cannot set it.

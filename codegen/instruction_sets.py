@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from onnxjit.codegen.target import AVX512_FEATURES, Target
 
 
-@dataclass(frozen=True, slots=True)
-class Isa:
+class Isa(NamedTuple):
     """An instruction set as the generator sees it; `arch` is None where any will do.
 
     `rows` and `vectors` cap mr and nr / lanes beside the limit that `registers` sets; `fused`,

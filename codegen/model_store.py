@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -35,12 +34,12 @@ _DIGEST = 16
 _LARGE = 1 << 20  # bytes from which a file is mapped, and digested with xxh3_128
 
 
-@dataclass(frozen=True, slots=True)
 class StoredModel:
     """The files of a cached model. Small ones are held in memory, large ones are mapped."""
 
-    path: Path
-    _files: Mapping[str, bytes | memoryview]
+    def __init__(self, path: Path, files: Mapping[str, bytes | memoryview]) -> None:
+        self.path = path
+        self._files = files
 
     def __getitem__(self, name: str) -> bytes | memoryview:
         """A file's content, read-only, as it was when its digest was checked."""

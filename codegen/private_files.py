@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import stat
 from hashlib import blake2b
 from pathlib import Path
@@ -58,7 +57,7 @@ def checked(name: str) -> str:
 
 def temporary_name() -> str:
     """A name that no other process or thread uses, to be renamed when its content is whole."""
-    return f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
+    return f"{TEMPORARY}{os.getpid()}-{os.urandom(8).hex()}"
 
 
 def write_private(path: Path, data: bytes) -> None:

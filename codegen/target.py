@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 import os
 import platform
-from dataclasses import dataclass
+import sys
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from llvmlite import binding
@@ -41,13 +41,26 @@ _ISA_LIMITS: dict[str, tuple[str, ...]] = {
     "scalar": _AVX_PREFIXES,
 }
 
+# Features that arithmetic and data movement can use, by the names of Linux and of LLVM.
+_LINUX_X86 = {
+    "pni": "sse3", "ssse3": "ssse3", "sse4_1": "sse4.1", "sse4_2": "sse4.2", "popcnt": "popcnt",
+    "cx16": "cx16", "lahf_lm": "sahf", "movbe": "movbe", "f16c": "f16c", "fma": "fma",
+    "avx": "avx", "avx2": "avx2", "bmi1": "bmi", "bmi2": "bmi2", "abm": "lzcnt", "adx": "adx",
+    "3dnowprefetch": "prfchw", "gfni": "gfni", "vaes": "vaes", "vpclmulqdq": "vpclmulqdq",
+    "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512cd": "avx512cd", "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl", "avx512ifma": "avx512ifma", "avx512vbmi": "avx512vbmi",
+    "avx512_vbmi2": "avx512vbmi2", "avx512_vnni": "avx512vnni", "avx512_bitalg": "avx512bitalg",
+    "avx512_vpopcntdq": "avx512vpopcntdq", "avx512_bf16": "avx512bf16",
+    "avx512_fp16": "avx512fp16", "avx_vnni": "avxvnni", "amx_tile": "amx-tile",
+    "amx_int8": "amx-int8", "amx_bf16": "amx-bf16",
+}  # fmt: skip
+
 _DEFAULT_L1 = 32 << 10
 _DEFAULT_L2 = 512 << 10
 _DEFAULT_L3 = 8 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A machine: `kind` is "cpu" or "cuda"; `features` are LLVM's names of what is present.
 
     `vector_bytes` is the widest vector register; `l1`, `l2` (per core) and `l3` (shared) are data
@@ -87,13 +100,34 @@ def host() -> Target:
 
 @cache
 def _host(limit: str) -> Target:
-    from llvmlite import binding
-
-    triple = binding.get_process_triple()
-    features = frozenset(name for name, on in binding.get_host_cpu_features().items() if on)
+    triple, features = linux_x86() or _llvm_host()
     l1, l2, l3 = _caches()
     whole = cpu_target(triple, features, l1=l1, l2=l2, l3=l3, cores=_cores())
     return limited(whole, limit) if limit else whole
+
+
+def linux_x86(table: Path = Path("/proc/cpuinfo")) -> tuple[str, frozenset[str]] | None:
+    """The triple and the features of a Linux on x86-64, None elsewhere.
+
+    LLVM says the same; its library takes longer to load than a warm start has. The kernel lists
+    a feature only if it saves the registers that the feature adds.
+    """
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return None
+    try:
+        with table.open() as lines:
+            flags = next(line for line in lines if line.startswith("flags")).split()
+    except (OSError, StopIteration):
+        return None
+    found = frozenset(_LINUX_X86[flag] for flag in flags if flag in _LINUX_X86)
+    return "x86_64-unknown-linux-gnu", found
+
+
+def _llvm_host() -> tuple[str, frozenset[str]]:
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    return binding.get_process_triple(), frozenset(name for name, on in features.items() if on)
 
 
 def cpu_target(

@@ -17,10 +17,9 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onnxjit.codegen.fingerprint import content_key
 from onnxjit.codegen.instruction_sets import isa_of
@@ -36,8 +35,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _MOST_CHOICES, _MOST_VALUE = 16, 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Tuned:
+class Tuned(NamedTuple):
     """The fastest variant of a kernel: `choices` beside those of the cost models (none: theirs are
     the fastest). `seconds` is one execution of it, `usual` one without choices, measured in turns;
     `kernel` and `sizes` (of free dimensions) are for readers."""
@@ -46,7 +44,7 @@ class Tuned:
     seconds: float = 0.0
     usual: float = 0.0
     kernel: str = ""
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = {}
 
     @property
     def gain(self) -> float:

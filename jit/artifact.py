@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -27,8 +26,7 @@ class TensorInfo(NamedTuple):
     shape: tuple[int | str | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Artifact:
+class Artifact(NamedTuple):
     """Everything that running and explaining a compiled model takes.
 
     `objects` are object files (the executor's among them) and `constants` the plan's constant
@@ -45,11 +43,10 @@ class Artifact:
     kernels: Blob
     target: str
     specialised: tuple[tuple[int, ...], ...] | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a constant lies in the blob; strings are listed instead of stored there."""
 
     offset: int

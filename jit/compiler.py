@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -171,9 +171,9 @@ def with_names(plan: Plan) -> Plan:
     for s in plan.steps:
         if isinstance(s, Step):
             count[s.name] += 1
-            s = replace(s, name=f"{s.name}_{count[s.name] - 1}")
+            s = s._replace(name=f"{s.name}_{count[s.name] - 1}")
         steps.append(s)
-    return replace(plan, steps=tuple(steps))
+    return plan._replace(steps=tuple(steps))
 
 
 def artifact_of(

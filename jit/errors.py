@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class OnnxJitError(Exception):
@@ -30,8 +30,7 @@ class InputError(OnnxJitError, ValueError):
     """The inputs of a call do not fit the model: which one, what was expected, what came."""
 
 
-@dataclass(frozen=True, slots=True)
-class UnsupportedNode:
+class UnsupportedNode(NamedTuple):
     """One node that has no implementation, and why."""
 
     name: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from onnxjit.codegen.build import symbol_of
@@ -62,12 +61,11 @@ def _remade(artifact: Artifact, data: dict[str, Any], images: Mapping[str, bytes
     known = {**dict(zip(added, artifact.objects[first:], strict=True)), **images}
     data.update(sources=sources, added=sorted(wanted - own))
     steps = tuple(
-        replace(s, kernel=symbol_of(rows[s.name]["key"])) if isinstance(s, Step) else s
+        s._replace(kernel=symbol_of(rows[s.name]["key"])) if isinstance(s, Step) else s
         for s in artifact.plan.steps
     )
-    return replace(
-        artifact,
-        plan=replace(artifact.plan, steps=steps),
+    return artifact._replace(
+        plan=artifact.plan._replace(steps=steps),
         objects=(*artifact.objects[:first], *(known[symbol] for symbol in data["added"])),
         kernels=json.dumps(data, separators=(",", ":")).encode(),
     )

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,8 +30,7 @@ class PlanError(ValueError):
     """A plan that does not make sense: a defect of whoever wrote it, not of the caller's inputs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """Where a size is read: `shape[axis] == factor * d + offset` of a buffer's array.
 
     `buffer` is of kind input or host. With `axis` None the size is element `element` (in flat
@@ -46,8 +44,7 @@ class Source:
     element: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Dim:
+class Dim(NamedTuple):
     """A symbolic size. `name` is d0, d1, ... in order; `label` is shown to people."""
 
     name: str
@@ -57,8 +54,7 @@ class Dim:
     maximum: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """A condition on sizes: `left relation right`, relation one of == != <= < >= >.
 
     Else `message`. With `assumed`, the code was made under this condition but the model allows
@@ -72,16 +68,14 @@ class Check:
     assumed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Alias:
+class Alias(NamedTuple):
     """Storage shared with `buffer` from byte `offset` on (views, slices, in-place results)."""
 
     buffer: int
     offset: Expression = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Buffer:
+class Buffer(NamedTuple):
     """Memory that steps read and write.
 
     kind: "constant" (the k-th constant buffer is the k-th array given to the executor), "input"
@@ -100,8 +94,7 @@ class Buffer:
     label: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One kernel over tiles [0, tiles): `kernel(ptrs, ints, scratch, begin, end)`.
 
     kernel: symbol. buffers: ids behind ptrs. scratch: bytes per thread. rounds: the tiles are that
@@ -121,8 +114,7 @@ class Step:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class HostStep:
+class HostStep(NamedTuple):
     """A Python callable between native steps: `function(arrays, attributes) -> results`.
 
     `function` is a key of the executor's host table; it gets None where `inputs` has -1. Results
@@ -133,12 +125,11 @@ class HostStep:
     function: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = {}
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """A compiled model: `steps` run in order; `inputs` and `outputs` are buffer ids.
 
     An output may be any buffer and may repeat: whatever is not a plain output buffer is copied. The
@@ -243,7 +234,7 @@ def _decoded(data: dict[str, Any]) -> Any:
 
 
 def _fields(item: Any) -> list[Any]:
-    return [getattr(item, name) for name in item.__dataclass_fields__]
+    return [getattr(item, name) for name in item._fields]
 
 
 def _row(item: Any) -> list[Any] | None:

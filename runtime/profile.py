@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True)
-class StepTime:
+class StepTime(NamedTuple):
     """One step of one run. `seconds` is wall time; `busy` is each thread's time in the kernel;
     `start` is in seconds after the run's first step began."""
 
@@ -34,8 +33,7 @@ class StepTime:
         return self.bytes / self.seconds * 1e-9 if self.seconds else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What some steps of a stage left behind.
 
     Labels and costs per step, and the raw clock values.

@@ -152,7 +152,7 @@ def test_key_is_what_decides_the_machine_code() -> None:
         key(scale(3.0), target),
         key(replace(source, symbols=("gemm_f32_1x4_scalar",)), target),
         key(replace(source, wide=True), target),
-        key(source, replace(target, features=target.features | {"imaginary"})),
+        key(source, target._replace(features=target.features | {"imaginary"})),
         tile_key(source.text, target),
     ]
     assert len({same, *others}) == 1 + len(others)
@@ -415,14 +415,14 @@ def test_library_keeps_the_code_alive_and_lets_it_go(builder: Builder) -> None:
 def test_symbols_of_macho_objects(triple: str) -> None:
     import llvmlite.binding as llvm
 
-    from onnxjit.runtime.link import _global_symbols
+    from onnxjit.runtime.link import macho_symbols
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     module = llvm.parse_assembly(FOREIGN.format("other"))
     module.triple = triple
     image = llvm.Target.from_triple(triple).create_target_machine().emit_object(module)
-    assert sorted(_global_symbols(image)) == [("kernel", True), ("other", False)]
+    assert sorted(macho_symbols(image)) == [("kernel", True), ("other", False)]
 
 
 def test_frames_survive_a_pipe() -> None:

@@ -283,11 +283,8 @@ def test_error_messages(code):
 
 
 def test_checks(code):
-    from dataclasses import replace
-
-    plan = replace(
-        two_steps(("d0", 3), "3*d0", (BATCH,)), checks=(Check("d0%2", "==", 0, "pairs only"),)
-    )
+    checks = (Check("d0%2", "==", 0, "pairs only"),)
+    plan = two_steps(("d0", 3), "3*d0", (BATCH,))._replace(checks=checks)
     run = Executable(plan, code, threads=1)
     run(*arrays(4, 3))
     with pytest.raises(InputError, match=r"pairs only \(sizes batch=3: 1 == 0 does not hold\)"):
