@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from onnxjit.artifact import Artifact
     from onnxjit.codegen.build import Builder
+    from onnxjit.codegen.packing import Packed
     from onnxjit.proto import ModelSource
     from onnxjit.tuning import Budget
 
@@ -230,7 +231,7 @@ class Request:
         try:
             with entry:
 
-                def write(arrays: Iterator[np.ndarray]) -> None:
+                def write(arrays: Iterator[np.ndarray | Packed]) -> None:
                     entry.constants(_sparing(arrays, source))
 
                 graph, parts = build_model(source, **options, constants=write)
@@ -256,7 +257,9 @@ class Request:
         return Budget(self.tune_seconds, self.threads, self.tune_sizes)
 
 
-def _sparing(arrays: Iterator[np.ndarray], source: ModelSource) -> Iterator[np.ndarray]:
+def _sparing(
+    arrays: Iterator[np.ndarray | Packed], source: ModelSource
+) -> Iterator[np.ndarray | Packed]:
     """The same arrays; what was read of the model for them does not stay in memory."""
     read = 0
     for array in arrays:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from onnxjit.runtime.plan import Plan, dtype_of
 from onnxjit.runtime.threads import aligned
+
+if TYPE_CHECKING:
+    from onnxjit.codegen.packing import Packed
 
 FORMAT = 1
 ALIGNMENT = 64
@@ -55,19 +58,20 @@ class Place(NamedTuple):
     strings: tuple[str, ...] | None = None
 
 
-def write_constants(file: BinaryIO, arrays: Iterable[np.ndarray]) -> list[Place]:
-    """Write arrays one after the other, each aligned; `arrays` may make them as it goes."""
+def write_constants(file: BinaryIO, arrays: Iterable[np.ndarray | Packed]) -> list[Place]:
+    """Write arrays one after the other, each aligned; a packed one is made piece by piece."""
     places = []
     at = 0
     for array in arrays:
-        if array.dtype == object:
+        if isinstance(array, np.ndarray) and array.dtype == object:
             places.append(Place(at, "string", array.shape, tuple(map(str, array.ravel()))))
             continue
         gap = -at % ALIGNMENT
         places.append(Place(at + gap, array.dtype.name, array.shape))
         file.write(bytes(gap))
-        if array.nbytes:
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        pieces = (array,) if isinstance(array, np.ndarray) else array.pieces()
+        for piece in pieces if array.nbytes else ():
+            file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
         at += gap + array.nbytes
     return places
 

@@ -16,7 +16,7 @@ from onnxjit.codegen.build import Builder
 from onnxjit.codegen.build import key as source_key
 from onnxjit.codegen.cache import Cache
 from onnxjit.codegen.layout import Strided
-from onnxjit.codegen.packing import arranged, pack
+from onnxjit.codegen.packing import Packed, arranged
 from onnxjit.codegen.signature import signature, to_data
 from onnxjit.codegen.target import Target, host
 from onnxjit.codegen.tuned import Table
@@ -72,7 +72,7 @@ def build_model(
     builder: Builder | None = None,
     progress: Progress | None = None,
     observe: Callable[[str, Program], None] | None = None,
-    constants: Callable[[Iterator[np.ndarray]], None] | None = None,
+    constants: Callable[[Iterator[np.ndarray | Packed]], None] | None = None,
     tuned: Table | None = None,
     budget: Budget | None = None,
 ) -> tuple[Graph, Artifacts]:
@@ -105,9 +105,9 @@ def build_model(
         symbols = sorted({x for s in ordered for x in s.symbols})
         packed: list[np.ndarray] = []
         if constants is None:
-            packed = list(packed_constants(program, generated))
+            packed = packed_constants(program, generated)
         else:
-            constants(packed_constants(program, generated, passing=True))
+            constants(plan_constants(program, generated))
         objects: dict[str, bytes] = {"executor": executor()}
         for n, k in enumerate(keys):
             objects[k] = builder.result(k)
@@ -117,16 +117,8 @@ def build_model(
     return graph, Artifacts(program, generated, objects, packed)
 
 
-def packed_constants(
-    program: Program, generated: Generated, passing: bool = False
-) -> Iterator[np.ndarray]:
-    """The plan's constants in order, each packed when its turn comes; contiguous, panels at the
-    start of a cache line (a vector that straddles two lines costs a product 7 %).
-
-    With `passing`, an array is only valid until the next one is asked for: packing into the same
-    memory saves the system from making new pages for each.
-    """
-    memory = np.empty(0, np.uint8)
+def plan_constants(program: Program, generated: Generated) -> Iterator[np.ndarray | Packed]:
+    """The plan's constants in order: C-contiguous arrays, and what is to be packed."""
     for v in generated.constants:
         q = generated.packings.get(v)
         if q is None:
@@ -134,12 +126,17 @@ def packed_constants(
             assert not isinstance(order, Strided), f"the constant {v} has no memory of its own"
             data = arranged(program.constants[v], order)
             yield np.require(data, requirements=["C", "A"])
-            continue
-        source = program.constants[q.buffer]
-        nbytes = q.elements * source.itemsize
-        if memory.nbytes < nbytes or not passing:
-            memory = aligned(nbytes)
-        yield pack(source, q, memory[:nbytes].view(source.dtype))
+        else:
+            yield Packed(program.constants[q.buffer], q)
+
+
+def packed_constants(program: Program, generated: Generated) -> list[np.ndarray]:
+    """The plan's constants in order, packed ones at the start of a cache line (a vector that
+    straddles two lines costs a product 7 %)."""
+    return [
+        x if isinstance(x, np.ndarray) else x.array(aligned(x.nbytes).view(x.dtype))
+        for x in plan_constants(program, generated)
+    ]
 
 
 def check_names(sizes: Mapping[str, int], graph: Graph) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from onnxjit.codegen.cache import Cache, StoredModel
+    from onnxjit.codegen.packing import Packed
     from onnxjit.codegen.target import Target
 
 HEADER, CODE, CONSTANTS, KERNELS = "model.json", "code.bin", "constants.bin", "kernels.json"
@@ -120,7 +121,7 @@ class Entry:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def constants(self, arrays: Iterator[np.ndarray]) -> None:
+    def constants(self, arrays: Iterator[np.ndarray | Packed]) -> None:
         """Write the plan's constants, which `arrays` may make as it goes."""
         with self._writer.open(CONSTANTS) as file:
             self._places = write_constants(file, arrays)

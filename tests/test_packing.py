@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxjit.codegen.packing import Packing, arranged, flattened, pack
+from onnxjit.codegen.packing import Packed, Packing, arranged, flattened, pack
 
 
 def packed_slowly(flat: np.ndarray, p: Packing) -> np.ndarray:
@@ -58,8 +59,48 @@ def test_panels_hold_neighbouring_columns(case: tuple[np.ndarray, Packing]) -> N
     assert got.shape == (p.elements,) and got.flags.c_contiguous
     np.testing.assert_array_equal(got, want)
     out = np.full(p.elements, np.nan, np.float32)
-    assert pack(source, p, out) is out
+    assert Packed(source, p).array(out) is out
     np.testing.assert_array_equal(out, want)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(packings(), st.integers(1, 4000))
+def test_pieces_make_the_whole(case: tuple[np.ndarray, Packing], nbytes: int) -> None:
+    """Also those that end inside a group; the next one is made elsewhere."""
+    packed = Packed(*case)
+    found = []
+    for piece in packed.pieces(nbytes):
+        found.append(piece.copy())
+        time.sleep(1e-4)
+        np.testing.assert_array_equal(piece, found[-1])
+    np.testing.assert_array_equal(
+        np.concatenate(found), packed_slowly(case[0].reshape(-1), case[1])
+    )
+    assert all(x.nbytes <= max(nbytes, packed.nbytes // packed.panels) for x in found)
+    assert (packed.nbytes, packed.dtype) == (sum(x.nbytes for x in found), case[0].dtype)
+
+
+def test_pieces_of_filters_make_the_whole() -> None:
+    w = np.random.default_rng(1).standard_normal((37, 5, 3, 3)).astype(np.float32)
+    g = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+    p = Packing("w", 0, (), (37, 45), ((5, 9), (3, 3), (3, 1)), 8, g)
+    for nbytes in (1, 6000, 1 << 20):
+        made = np.concatenate([x.copy() for x in Packed(w, p).pieces(nbytes)])
+        np.testing.assert_array_equal(made, pack(w, p))
+
+
+def test_what_fails_while_packing_is_raised_to_the_reader() -> None:
+    packed = Packed(np.zeros((64, 64), np.float32), Packing("w", 0, (), (64, 1), ((64, 64),), 8))
+    packed._view = packed._view[:, :3]
+    with pytest.raises(ValueError, match=r"broadcast|reshape"):
+        list(packed.pieces(16))
+
+
+def test_a_reader_may_stop_early() -> None:
+    packed = Packed(np.ones((64, 64), np.float32), Packing("w", 0, (), (64, 1), ((64, 64),), 8))
+    pieces = packed.pieces(16)
+    assert next(pieces)[0] == 1
+    pieces.close()
 
 
 def test_every_element_of_a_product_is_found_again() -> None:
