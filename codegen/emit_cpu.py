@@ -21,7 +21,6 @@ from onnxjit.codegen.expr import (
     Var,
     apply,
     as_int,
-    children,
     leaves,
     loads,
     poly_mul,
@@ -151,7 +150,7 @@ class Printer:
     def _count(self, e: Expr, uses: dict[Expr, int]) -> None:
         uses[e] = uses.get(e, 0) + 1
         if uses[e] == 1:
-            for c in children(e):
+            for c in e.kids:
                 self._count(c, uses)
 
     uses: dict[Expr, int]

@@ -14,16 +14,39 @@ from typing import Any, ClassVar
 
 INDEX = "int64"
 
-_interned: weakref.WeakValueDictionary[tuple[Any, ...], Expr] = weakref.WeakValueDictionary()
+
+class _Entry(weakref.ref["Expr"]):
+    """A weak reference that knows its place in the table (a WeakValueDictionary's takes thrice as
+    long to make, and expressions are most of what a compilation makes)."""
+
+    __slots__ = ("key",)
+    key: tuple[Any, ...]
+
+
+_interned: dict[tuple[Any, ...], _Entry] = {}
+
+
+def _forget(entry: _Entry) -> None:
+    if _interned.get(entry.key) is entry:
+        del _interned[entry.key]
+
+
+def _known(key: tuple[Any, ...]) -> Any:
+    """The living expression with this key, else None."""
+    entry = _interned.get(key)
+    return None if entry is None else entry()
 
 
 class Expr:
-    """Base of all expressions; `dtype` is a NumPy dtype name. Supports Python arithmetic.
+    """Base of all expressions; `dtype` is a NumPy dtype name, `kids` are the expressions that it
+    is made of. Supports Python arithmetic.
 
     Hashing and comparison are those of `object`, by identity."""
 
-    __slots__ = ("__weakref__", "_free", "_key", "_loads", "_text", "dtype")
+    __slots__ = ("__weakref__", "_free", "_key", "_loads", "_order", "_text", "dtype", "kids")
     dtype: str
+    kids: tuple[Expr, ...]
+    _order: tuple[str, str] | None
     _key: tuple[Any, ...]
     _free: frozenset[Expr] | None
     _loads: tuple[Load, ...] | None
@@ -67,12 +90,16 @@ class Expr:
 
 
 def _intern(cls: type, key: tuple[Any, ...], dtype: str) -> tuple[Any, bool]:
-    found = _interned.get(key)
-    if found is not None:
-        return found, False
+    entry = _interned.get(key)
+    if entry is not None:
+        found = entry()
+        if found is not None:
+            return found, False
     e: Any = object.__new__(cls)
-    e._key, e.dtype, e._free, e._loads, e._text = key, dtype, None, None, None
-    _interned[key] = e
+    e._key, e.dtype, e.kids = key, dtype, ()
+    e._free = e._loads = e._text = e._order = None
+    _interned[key] = entry = _Entry(e, _forget)
+    entry.key = key
     return e, True
 
 
@@ -155,10 +182,11 @@ class Load(Expr):
     index: tuple[Expr, ...]
 
     def __new__(cls, buffer: str, index: Iterable[Expr | int], dtype: str) -> Load:
-        idx = tuple(globals()["index"](i) for i in index)
+        idx = tuple([i if isinstance(i, Expr) else Const(int(i), INDEX) for i in index])
         e, new = _intern(cls, ("Load", buffer, idx, dtype), dtype)
         if new:
             e.buffer, e.index = buffer, idx
+            e.kids = idx
         return e
 
 
@@ -173,6 +201,7 @@ class Apply(Expr):
         e, new = _intern(cls, ("Apply", fn, args, dtype), dtype)
         if new:
             e.fn, e.args = fn, args
+            e.kids = args
         return e
 
 
@@ -186,6 +215,7 @@ class Poly(Expr):
         e, new = _intern(cls, ("Poly", terms), INDEX)
         if new:
             e.terms = terms
+            e.kids = tuple([a for atoms, _ in terms for a in atoms])
         return e
 
 
@@ -201,6 +231,7 @@ class Reduce(Expr):
         e, new = _intern(cls, ("Reduce", fn, axes, body), body.dtype)
         if new:
             e.fn, e.axes, e.body = fn, axes, body
+            e.kids = (body,)
         return e
 
 
@@ -243,19 +274,22 @@ def poly_terms(e: Expr) -> dict[tuple[Expr, ...], int]:
 
 
 def _atom_key(e: Expr) -> tuple[str, str]:
-    return (type(e).__name__, getattr(e, "name", "") or repr(e))
+    order = e._order
+    if order is None:
+        order = e._order = (type(e).__name__, getattr(e, "name", "") or repr(e))
+    return order
 
 
 def _term_key(item: tuple[tuple[Expr, ...], int]) -> tuple[Any, ...]:
-    return (-len(item[0]), tuple(_atom_key(a) for a in item[0]))
+    return (-len(item[0]), [_atom_key(a) for a in item[0]])
 
 
 def from_terms(terms: Mapping[tuple[Expr, ...], int]) -> Expr:
     """The normal form of a sum of products; `k * (x // k) + x % k` becomes `x`."""
     for atoms, c in terms.items():
-        if len(atoms) == 1 and c and isinstance(atoms[0], Apply) and atoms[0].fn == "mod":
-            x, k = atoms[0].args
-            quotient = _interned.get(("Apply", "floordiv", (x, k), INDEX))
+        if len(atoms) == 1 and isinstance(mod := atoms[0], Apply) and mod.fn == "mod" and c:
+            x, k = mod.args
+            quotient = _known(("Apply", "floordiv", (x, k), INDEX))
             size = as_int(k)
             if size and quotient is not None and terms.get((quotient,)) == c * size:
                 rest = {a: v for a, v in terms.items() if a not in (atoms, (quotient,))}
@@ -286,13 +320,18 @@ def poly_mul(a: Expr, b: Expr) -> Expr:
         return b
     if b is ONE:
         return a
+    return from_terms(_product(poly_terms(a), poly_terms(b)))
+
+
+def _product(
+    a: Mapping[tuple[Expr, ...], int], b: Mapping[tuple[Expr, ...], int]
+) -> dict[tuple[Expr, ...], int]:
     out: dict[tuple[Expr, ...], int] = {}
-    ta, tb = poly_terms(a), poly_terms(b)
-    for x, c in ta.items():
-        for y, d in tb.items():
+    for x, c in a.items():
+        for y, d in b.items():
             atoms = tuple(sorted(x + y, key=_atom_key)) if x and y else x + y
             out[atoms] = out.get(atoms, 0) + c * d
-    return from_terms(out)
+    return out
 
 
 # --- construction ------------------------------------------------------------------------------
@@ -300,11 +339,14 @@ def poly_mul(a: Expr, b: Expr) -> Expr:
 
 def apply(fn: str, *args: Any, dtype: str | None = None) -> Expr:
     """`fn(*args)` simplified; Python numbers take the dtype of the first expression argument."""
-    first = next((a for a in args if isinstance(a, Expr)), None)
-    like = first.dtype if first is not None else INDEX
+    like = INDEX
+    for a in args:
+        if isinstance(a, Expr):
+            like = a.dtype
+            break
     if fn == "select" and len(args) == 3:
         like = next((a.dtype for a in args[1:] if isinstance(a, Expr)), like)
-    exprs = tuple(a if isinstance(a, Expr) else Const(a, like) for a in args)
+    exprs = tuple([a if isinstance(a, Expr) else Const(a, like) for a in args])
     return simplify.build(fn, exprs, dtype)
 
 
@@ -315,18 +357,6 @@ def cast(e: Expr, dtype: str) -> Expr:
 # --- traversal ---------------------------------------------------------------------------------
 
 
-def children(e: Expr) -> tuple[Expr, ...]:
-    if isinstance(e, Apply):
-        return e.args
-    if isinstance(e, Load):
-        return e.index
-    if isinstance(e, Poly):
-        return tuple(a for atoms, _ in e.terms for a in atoms)
-    if isinstance(e, Reduce):
-        return (e.body,)
-    return ()
-
-
 def walk(e: Expr) -> Iterator[Expr]:
     """Every distinct subexpression, parents before children."""
     seen = {e}
@@ -334,7 +364,7 @@ def walk(e: Expr) -> Iterator[Expr]:
     while stack:
         x = stack.pop()
         yield x
-        for c in children(x):
+        for c in x.kids:
             if c not in seen:
                 seen.add(c)
                 stack.append(c)
@@ -346,8 +376,7 @@ def leaves(e: Expr) -> frozenset[Expr]:
         if isinstance(e, Axis | Dim | Var):
             e._free = frozenset((e,))
         else:
-            kids = children(e)
-            e._free = frozenset().union(*(leaves(c) for c in kids)) if kids else frozenset()
+            e._free = frozenset().union(*[leaves(c) for c in e.kids])
     return e._free
 
 
@@ -384,21 +413,21 @@ def rewrite(
 def rebuild(x: Expr, go: Callable[[Expr], Expr]) -> Expr:
     """`x` with `go` applied to its children, simplified again."""
     if isinstance(x, Apply):
-        args = tuple(go(a) for a in x.args)
+        args = tuple([go(a) for a in x.args])
         return x if args == x.args else simplify.build(x.fn, args, x.dtype)
     if isinstance(x, Load):
-        idx = tuple(go(a) for a in x.index)
+        idx = tuple([go(a) for a in x.index])
         return x if idx == x.index else Load(x.buffer, idx, x.dtype)
     if isinstance(x, Poly):
-        atoms = {a: go(a) for ats, _ in x.terms for a in ats}
-        if all(a is b for a, b in atoms.items()):
+        made = {a: go(a) for a in x.kids}
+        if all([a is b for a, b in made.items()]):
             return x
         total: dict[tuple[Expr, ...], int] = {}
-        for ats, c in x.terms:
-            term: Expr = Const(c, INDEX)
-            for a in ats:
-                term = poly_mul(term, atoms[a])
-            for key, v in poly_terms(term).items():
+        for atoms, c in x.terms:
+            term: dict[tuple[Expr, ...], int] = {(): c}
+            for a in atoms:
+                term = _product(term, poly_terms(made[a]))
+            for key, v in term.items():
                 total[key] = total.get(key, 0) + v
         return from_terms(total)
     if isinstance(x, Reduce):

@@ -45,9 +45,10 @@ def build(fn: str, args: tuple[Expr, ...], dtype: str | None = None) -> Expr:
         e = rule(args, out)
         if e is not None:
             return e
-    if all(isinstance(a, Const) for a in args):
-        return _fold(fn, args, out)
-    return Apply(fn, args, out)
+    for a in args:
+        if not isinstance(a, Const):
+            return Apply(fn, args, out)
+    return _fold(fn, args, out)
 
 
 def _fold(fn: str, args: tuple[Expr, ...], dtype: str) -> Expr:

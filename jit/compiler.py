@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,10 @@ def build_model(
     were measured before; with a `budget`, those that it lacks are measured now and added.
     """
     target = target or host()
-    with nullcontext(builder) if builder else Builder(target, jobs, cache) as builder:
+    with (
+        without_collection(),
+        nullcontext(builder) if builder else Builder(target, jobs, cache) as builder,
+    ):
         builder.start()
         executor = submit_executor(builder)
         graph = model if isinstance(model, Graph) else import_model(model, overrides=overrides)
@@ -115,6 +119,19 @@ def build_model(
                 progress(n + 1, len(keys))
         objects.update(builder.tile_objects(symbols))
     return graph, Artifacts(program, generated, objects, packed)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Garbage is not looked for in the meantime: what a compilation makes lives until its end, and
+    going through it again and again takes an eighth of the time before kernels are built."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def plan_constants(program: Program, generated: Generated) -> Iterator[np.ndarray | Packed]:

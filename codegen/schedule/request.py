@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnxjit.codegen.expr import INDEX, Apply, Const, Dim, Expr, Poly, children
+from onnxjit.codegen.expr import INDEX, Apply, Const, Dim, Expr, Poly
 from onnxjit.codegen.kernel import Kernel
 from onnxjit.codegen.loops import Address, Assign, Call, For, If, Param, Stmt, Store, statements
 from onnxjit.codegen.schedule.axes import (
@@ -117,7 +117,7 @@ def sizes_of(exprs: Iterable[Expr]) -> tuple[Expr, ...]:
         if isinstance(e, Dim) or (isinstance(e, Apply) and _is_size(e)):
             found[e] = None
         else:
-            for c in children(e):
+            for c in e.kids:
                 visit(c)
 
     for e in exprs:
@@ -130,7 +130,7 @@ def _is_size(e: Expr) -> bool:
         return True
     if isinstance(e, Apply) and (e.fn not in SIZE_FUNCTIONS or e.dtype != INDEX):
         return False
-    return isinstance(e, Apply | Poly) and all(map(_is_size, children(e)))
+    return isinstance(e, Apply | Poly) and all(map(_is_size, e.kids))
 
 
 __all__ = ["Declined", "Request", "Variant", "expressions", "single_stage", "sizes_of"]

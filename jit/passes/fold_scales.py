@@ -22,7 +22,6 @@ from onnxjit.codegen.expr import (
     Reduce,
     apply,
     axes_of,
-    children,
     fresh_axis,
     index,
     leaves,
@@ -117,7 +116,7 @@ def affine(k: Kernel, constants: Mapping[str, np.ndarray]) -> Affine | None:
 
     parents: dict[Expr, set[Expr]] = {}
     for x in walk(stage.value):
-        for child in children(x):
+        for child in x.kids:
             parents.setdefault(child, set()).add(x)
     top: Expr = red
     scale: Expr | None = None

@@ -20,7 +20,6 @@ from onnxjit.codegen.expr import (
     Reduce,
     as_int,
     axes_of,
-    children,
     loads,
     map_loads,
     poly_terms,
@@ -387,7 +386,7 @@ def depth(e: Expr) -> int:
 
     def go(x: Expr) -> int:
         if x not in memo:
-            memo[x] = 1 + max(map(go, children(x)), default=0)
+            memo[x] = 1 + max(map(go, x.kids), default=0)
         return memo[x]
 
     return go(e)
