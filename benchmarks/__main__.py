@@ -17,6 +17,8 @@ WHAT = {
     "models": "speed of every model against the other engines",
     "operators": "speed of single operators: the cases marked `bench` in their definitions",
     "contractions": "the products and convolutions of the models, one by one, against the peak",
+    "limits": "kernels in L1 and beyond L2: whether arithmetic or memory limits them",
+    "scaling": "what a second thread gains, and what two separate processes would",
     "overhead": "cost of a call: a two-node model, a chain of 200 tiny nodes",
     "startup": "process start to first output, cold and warm, and peak memory",
     "shapes": "cost of a new shape beyond the run itself",

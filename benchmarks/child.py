@@ -1,10 +1,12 @@
 """A process that loads a model, runs it and says so: `child.py ENGINE MODEL INPUTS THREADS`.
 
 Run as a script, so that nothing but the engine and NumPy is imported. INPUTS is an .npz file. The
-answer is one line of JSON with sizes in bytes: the peak resident set of this process (`peak`) and
-the largest of its children (`children`); what loading the model added (`load`) and what running it
-five times added at the peak (`run`), None where the system does not tell; onnxjit's `arena`; and a
-checksum of the first output.
+engine "numpy" loads the inputs and no model: what every engine's time contains.
+
+The answer is one line of JSON with sizes in bytes: the peak resident set of this process (`peak`)
+and the largest of its children (`children`); what loading the model added (`load`) and what running
+it five times added at the peak (`run`), None where the system does not tell; onnxjit's `arena`; and
+a checksum of the first output.
 """
 
 import json
@@ -19,7 +21,13 @@ def main() -> None:
     with np.load(inputs) as file:
         feeds = {key: file[key] for key in file.files}
     facts = {}
-    if engine == "onnxjit":
+    if engine == "numpy":
+        before = resident("VmRSS")
+
+        def call():
+            return list(feeds.values())
+
+    elif engine == "onnxjit":
         import onnxjit
 
         before = resident("VmRSS")

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from bench_data import MACHINE, row, small_model
 
-from benchmarks import memory, readme
+from benchmarks import limits, memory, readme, scaling, startup
 from benchmarks.__main__ import main
 from benchmarks.processes import ChildError, child
 from onnxjit.bench.against import ResultError
+from onnxjit.runtime.threads import available_threads
 
 COMMITTED = Path(readme.__file__).parent / "results"
 
@@ -71,6 +72,36 @@ def test_a_model_that_onnxjit_refuses_leaves_the_others(folder: Path) -> None:
     assert [r["model"] for r in data["rows"]] == ["small"]
     (why,) = data["failed"].items()
     assert why[0] == "broken, 1 thread(s)" and str(folder) not in why[1]
+
+
+def test_startup_has_a_floor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup.time, "sleep", lambda _: None)
+    run(folder, "startup", "--rounds", "1")
+    (found,) = json.loads((folder / "results" / "startup.json").read_text())["rows"]
+    kinds = found["kinds"]
+    assert {"cold", "warm", "numpy", "onnxruntime"} <= set(kinds)
+    assert 0 < kinds["numpy"]["peak"] <= kinds["warm"]["peak"]
+
+
+@pytest.mark.skipif(available_threads() < 2, reason="needs two cores")
+def test_scaling_and_its_ceiling(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "TURNS", 2)
+    run(folder, "scaling")
+    data = json.loads((folder / "results" / "scaling.json").read_text())
+    found = data["rows"][0]["engines"]["onnxjit"]
+    assert found["scaling"] > 0 and 0 < found["ceiling"] < 10
+    assert data["summary"]["onnxruntime"]["ceiling"] > 0
+
+
+def test_limits_tell_arithmetic_from_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {k: v for k, v in limits.cases().items() if k in ("Relu", "LogSoftmax of 128")}
+    monkeypatch.setattr(limits, "cases", lambda: chosen)
+    run(folder, "limits")
+    rows = json.loads((folder / "results" / "limits.json").read_text())["rows"]
+    assert [r["kernel"] for r in rows] == list(chosen)
+    for found in rows:
+        assert found["inner"]["bytes"] <= 32 << 10 < found["outer"]["bytes"]
+        assert found["attained"] >= found["of_bandwidth"] > 0
 
 
 def test_memory_and_a_process_of_its_own(folder: Path) -> None:

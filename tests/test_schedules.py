@@ -133,6 +133,9 @@ TRANSPOSED: dict[str, tuple[Shape, Sequence[int]]] = {
     "merged rows": ((40, "n", 7), (1, 2, 0)),
     "between": ((19, 3, "n"), (2, 1, 0)),
     "constant sizes": ((67, 129), (1, 0)),
+    "results a kilobyte apart": ((256, "n"), (1, 0)),
+    "and in cut blocks": ((72, 32, "n"), (2, 1, 0)),
+    "with a column more than vectors": ((33, 256, "n"), (2, 1, 0)),
 }
 
 
