@@ -101,7 +101,7 @@ def test_limits_tell_arithmetic_from_memory(folder: Path, monkeypatch: pytest.Mo
     assert [r["kernel"] for r in rows] == list(chosen)
     for found in rows:
         assert found["inner"]["bytes"] <= 32 << 10 < found["outer"]["bytes"]
-        assert found["attained"] >= found["of_bandwidth"] > 0
+        assert found["attained"] > 0.99 * found["of_bandwidth"] > 0
 
 
 def test_memory_and_a_process_of_its_own(folder: Path) -> None:
