@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import readme_limits
 from onnxjit.bench import against
 from onnxjit.bench.machine import describe
 from onnxjit.bench.measure import Row, summaries
@@ -69,6 +70,7 @@ def section(results: Path, root: Path) -> str:
         f'src="{folder}/{PLOTS["light"]}">\n</picture>',
         _every_model(rows),
         _others(results),
+        readme_limits.tables(Path(results)),
         _measured(data),
         *(_elsewhere(path) for path in sorted(Path(results).glob("*/models.json"))),
     ]
@@ -151,18 +153,25 @@ def _others(results: Path) -> str:
         rows = [r for r in data["rows"] if r["threads"] == data["rows"][0]["threads"]]
         lines.append(_starts(rows))
     if data := _read(results / "memory.json"):
-        ratios = [
-            row["engines"]["onnxruntime"]["run"] / row["engines"]["onnxjit"]["run"]
+        pairs = [
+            [row["engines"][engine] for engine in ("onnxjit", "onnxruntime")]
             for row in data["rows"]
             if "onnxruntime" in row["engines"]
-            and row["engines"]["onnxjit"]["run"]
-            and row["engines"]["onnxruntime"]["run"]
+            and all(row["engines"][e]["run"] for e in ("onnxjit", "onnxruntime"))
         ]
-        if ratios:
-            least = sum(ratio >= 1 for ratio in ratios)
+        if pairs:
+            peak, both, running = (
+                sum(taken(own) <= taken(peer) for own, peer in pairs)
+                for taken in (
+                    lambda facts: facts["peak"],
+                    lambda facts: facts["load"] + facts["run"],
+                    lambda facts: facts["run"],
+                )
+            )
             lines.append(
-                f"- Memory that running adds to a loaded model: no more than ONNX Runtime's on "
-                f"{least} of {len(ratios)} models."
+                f"- Memory: a process takes no more than with ONNX Runtime at its peak on "
+                f"{peak} of {len(pairs)} models, for loading and running together on {both}, for "
+                f"running alone (ONNX Runtime runs in what loading has left) on {running}."
             )
     if data := _read(results / "shapes.json"):
         lines.append(
@@ -193,7 +202,8 @@ def _starts(rows: list[dict[str, Any]]) -> str:
     return text
 
 
-_STARTS = {"cold": "onnxjit with an empty cache", "warm": "onnxjit with a full one"}
+_STARTS = {"cold": "onnxjit with an empty cache", "warm": "onnxjit with a full one",
+           "numpy": "NumPy alone"}  # fmt: skip
 
 
 def _read(path: Path) -> dict[str, Any] | None:

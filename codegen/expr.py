@@ -8,7 +8,9 @@ rules that need value ranges.
 
 from __future__ import annotations
 
+import itertools
 import weakref
+from _weakref import _remove_dead_weakref  # type: ignore[attr-defined]  # not two steps
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -27,8 +29,7 @@ _interned: dict[tuple[Any, ...], _Entry] = {}
 
 
 def _forget(entry: _Entry) -> None:
-    if _interned.get(entry.key) is entry:
-        del _interned[entry.key]
+    _remove_dead_weakref(_interned, entry.key)
 
 
 def _known(key: tuple[Any, ...]) -> Any:
@@ -89,18 +90,24 @@ class Expr:
         return to_text(self)
 
 
-def _intern(cls: type, key: tuple[Any, ...], dtype: str) -> tuple[Any, bool]:
-    entry = _interned.get(key)
-    if entry is not None:
-        found = entry()
-        if found is not None:
-            return found, False
+def _blank(cls: type, key: tuple[Any, ...], dtype: str, kids: tuple[Expr, ...] = ()) -> Any:
+    """A new expression that nobody can find yet: its own fields are missing."""
     e: Any = object.__new__(cls)
-    e._key, e.dtype, e.kids = key, dtype, ()
+    e._key, e.dtype, e.kids = key, dtype, kids
     e._free = e._loads = e._text = e._order = None
-    _interned[key] = entry = _Entry(e, _forget)
-    entry.key = key
-    return e, True
+    return e
+
+
+def _published(e: Any) -> Any:
+    """`e`, to be found from now on, or its equal that another thread made in the meantime."""
+    entry = _Entry(e, _forget)
+    entry.key = e._key
+    while (there := _interned.setdefault(entry.key, entry)) is not entry:
+        living = there()
+        if living is not None:
+            return living
+        _remove_dead_weakref(_interned, entry.key)
+    return e
 
 
 class Const(Expr):
@@ -117,10 +124,13 @@ class Const(Expr):
         else:
             value = float(value)
         bits = value.hex() if isinstance(value, float) else value
-        e, new = _intern(cls, ("Const", bits, dtype), dtype)
-        if new:
+        key = ("Const", bits, dtype)
+        e = _known(key)
+        if e is None:
+            e = _blank(cls, key, dtype)
             e.value = value
-        return e
+            e = _published(e)
+        return e  # type: ignore[no-any-return]
 
     def __reduce__(self) -> Any:
         return (Const, (self.value, self.dtype))
@@ -132,20 +142,22 @@ class Axis(Expr):
     __slots__ = ("extent", "name")
     name: str
     extent: Expr
-    _count: ClassVar[int] = 0
+    _count: ClassVar[Iterator[int]] = itertools.count(1)
 
     def __new__(cls, name: str, extent: Expr | int) -> Axis:
         extent = index(extent)
-        e, new = _intern(cls, ("Axis", name, extent), INDEX)
-        if new:
+        key = ("Axis", name, extent)
+        e = _known(key)
+        if e is None:
+            e = _blank(cls, key, INDEX)
             e.name, e.extent = name, extent
-        return e
+            e = _published(e)
+        return e  # type: ignore[no-any-return]
 
 
 def fresh_axis(extent: Expr | int, prefix: str = "a") -> Axis:
     """A new axis whose name no other axis has."""
-    Axis._count += 1
-    return Axis(f"{prefix}{Axis._count}", extent)
+    return Axis(f"{prefix}{next(Axis._count)}", extent)
 
 
 class Dim(Expr):
@@ -155,10 +167,13 @@ class Dim(Expr):
     name: str
 
     def __new__(cls, name: str) -> Dim:
-        e, new = _intern(cls, ("Dim", name), INDEX)
-        if new:
+        key = ("Dim", name)
+        e = _known(key)
+        if e is None:
+            e = _blank(cls, key, INDEX)
             e.name = name
-        return e
+            e = _published(e)
+        return e  # type: ignore[no-any-return]
 
 
 class Var(Expr):
@@ -168,10 +183,13 @@ class Var(Expr):
     name: str
 
     def __new__(cls, name: str, dtype: str = INDEX) -> Var:
-        e, new = _intern(cls, ("Var", name, dtype), dtype)
-        if new:
+        key = ("Var", name, dtype)
+        e = _known(key)
+        if e is None:
+            e = _blank(cls, key, dtype)
             e.name = name
-        return e
+            e = _published(e)
+        return e  # type: ignore[no-any-return]
 
 
 class Load(Expr):
@@ -183,11 +201,13 @@ class Load(Expr):
 
     def __new__(cls, buffer: str, index: Iterable[Expr | int], dtype: str) -> Load:
         idx = tuple([i if isinstance(i, Expr) else Const(int(i), INDEX) for i in index])
-        e, new = _intern(cls, ("Load", buffer, idx, dtype), dtype)
-        if new:
+        key = ("Load", buffer, idx, dtype)
+        e = _known(key)
+        if e is None:
+            e = _blank(cls, key, dtype, idx)
             e.buffer, e.index = buffer, idx
-            e.kids = idx
-        return e
+            e = _published(e)
+        return e  # type: ignore[no-any-return]
 
 
 class Apply(Expr):
@@ -198,11 +218,13 @@ class Apply(Expr):
     args: tuple[Expr, ...]
 
     def __new__(cls, fn: str, args: tuple[Expr, ...], dtype: str) -> Apply:
-        e, new = _intern(cls, ("Apply", fn, args, dtype), dtype)
-        if new:
+        key = ("Apply", fn, args, dtype)
+        e = _known(key)
+        if e is None:
+            e = _blank(cls, key, dtype, args)
             e.fn, e.args = fn, args
-            e.kids = args
-        return e
+            e = _published(e)
+        return e  # type: ignore[no-any-return]
 
 
 class Poly(Expr):
@@ -212,11 +234,13 @@ class Poly(Expr):
     terms: tuple[tuple[tuple[Expr, ...], int], ...]
 
     def __new__(cls, terms: tuple[tuple[tuple[Expr, ...], int], ...]) -> Poly:
-        e, new = _intern(cls, ("Poly", terms), INDEX)
-        if new:
+        key = ("Poly", terms)
+        e = _known(key)
+        if e is None:
+            e = _blank(cls, key, INDEX, tuple([a for atoms, _ in terms for a in atoms]))
             e.terms = terms
-            e.kids = tuple([a for atoms, _ in terms for a in atoms])
-        return e
+            e = _published(e)
+        return e  # type: ignore[no-any-return]
 
 
 class Reduce(Expr):
@@ -228,11 +252,13 @@ class Reduce(Expr):
     body: Expr
 
     def __new__(cls, fn: str, axes: tuple[Axis, ...], body: Expr) -> Reduce:
-        e, new = _intern(cls, ("Reduce", fn, axes, body), body.dtype)
-        if new:
+        key = ("Reduce", fn, axes, body)
+        e = _known(key)
+        if e is None:
+            e = _blank(cls, key, body.dtype, (body,))
             e.fn, e.axes, e.body = fn, axes, body
-            e.kids = (body,)
-        return e
+            e = _published(e)
+        return e  # type: ignore[no-any-return]
 
 
 def _rebuild(kind: str, key: tuple[Any, ...]) -> Expr:

@@ -134,14 +134,27 @@ def results(folder: Path) -> Path:
     rows[1]["failures"]["openvino"] = "Conversion is failed"
     rows[2]["failures"]["openvino"] = "its outputs differ"
     rows[2]["disagree"] = ["openvino"]
-    seconds = {name: {"seconds": 0.5} for name in ("cold", "warm", "onnxruntime")}
-    runs = {"onnxjit": {"run": 1.0}, "onnxruntime": {"run": 2.0}}
+    seconds = {name: {"seconds": 0.5} for name in ("cold", "warm", "onnxruntime", "numpy")}
+    runs = {
+        "onnxjit": {"peak": 8.0, "load": 5.0, "run": 1.0},
+        "onnxruntime": {"peak": 9.0, "load": 3.0, "run": 2.0},
+    }
+    peaks = [
+        {"model": m, "threads": 1, "peak": p, "ratios": {"onnxruntime": q, "fastest": q}}
+        for m, p, q in (("good", 0.9, 2.0), ("low", 0.6, 1.5), ("slower", 0.9, 0.5))
+    ]
+    kernel = {"kernel": "Exp", "inner": {"gbytes": 22.0}, "outer": {"gbytes": 21.0}, "level": "L3",
+              "of_bandwidth": 0.48, "limit": "arithmetic", "attained": 0.95}  # fmt: skip
+    gains = {"onnxjit": {"scaling": 1.9, "ceiling": 1.96}}
     files = {
         "models": {"rows": rows},
         "overhead": {"rows": [{"nodes": 2, "microseconds": {"CompiledModel": 1.25}}]},
         "startup": {"rows": [{"model": "fast", "threads": 1, "kinds": seconds}]},
         "memory": {"rows": [{"model": "fast", "engines": runs}]},
         "shapes": {"summary": {"median": 0.001}, "rows": [{"model": "fast"}]},
+        "contractions": {"rows": peaks},
+        "limits": {"rows": [kernel]},
+        "scaling": {"summary": gains, "rows": [{"model": "fast", "engines": gains}]},
     }
     made = folder / "benchmarks" / "results"
     made.mkdir(parents=True)
@@ -175,7 +188,18 @@ def test_readme_is_made_from_the_results(
     assert "| `slow` | 2 | **1** | fails | 0.50x |" in inside
     assert "| `fast` | **1** | 1.5 | differs | 1.50x |" in inside
     assert "`CompiledModel` 1.2 µs" in inside and "onnxjit with an empty cache 0.50 s" in inside
-    assert "1 of 1 models" in inside and "costs 1.00 ms" in inside and "A Processor" in inside
+    assert "at its peak on 1 of 1 models" in inside and "together on 0, for" in inside
+    assert "has left) on 1." in inside
+    assert "costs 1.00 ms" in inside and "A Processor" in inside
+    assert "3 rows, one thread: 1.14 times" in inside
+    assert "2 at least as fast as ONNX Runtime, 2 at 88%" in inside
+    assert "| `low` | 0.60 | 0.40 | 1.50x |" in inside and "`good`" not in inside
+    assert "| Exp | 22 | 21 | 0.48 | arithmetic | 0.95 |" in inside
+    assert "| `fast` | 1.90 / 1.96 |" in inside
+    assert (
+        "at most 5 s on 1 of 1 models; warm is at most half of ONNX Runtime's on 0 of 1" in inside
+    )
+    assert "| `fast` | 0.50 | 0.50 | 0.50 | 0.50 |" in inside
     for name in readme.PLOTS.values():
         assert f"benchmarks/results/{name}" in inside and (made / name).is_file()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -444,3 +446,35 @@ def test_rewriting_sees_rebuilt_children() -> None:
 def test_index_constants_take_the_index_dtype() -> None:
     assert index(3).dtype == INDEX
     assert apply("add", Load("x", (I,), "int8"), 1).dtype == "int8"
+
+
+def test_threads_share_whole_expressions() -> None:
+    """What one thread finds of another's is complete, and equal expressions stay one object while
+    they come and go in all threads."""
+    failures: list[str] = []
+    barrier = threading.Barrier(4)
+
+    def work() -> None:
+        barrier.wait()
+        for n in range(4000):
+            size = Dim(f"shared{n % 5}")
+            e = apply("floordiv", size * (n % 7 + 2) + 1, 3) + Axis(f"a{n % 3}", size) * size
+            again = apply("floordiv", size * (n % 7 + 2) + 1, 3) + Axis(f"a{n % 3}", size) * size
+            if e is not again:
+                failures.append(f"{e} is two objects")
+            try:
+                to_text(e), leaves(e), [x.kids for x in e.kids]
+            except AttributeError as error:
+                failures.append(str(error))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failures, failures[:3]
