@@ -8,8 +8,8 @@ of each other run twice as fast as one. So there are three kinds of run of each 
 - two processes with one thread each at the same time: their speeds together over that of the first
   are the *ceiling*, what two threads could gain if they never waited and shared no data.
 
-Medians over the turns of ratios within a turn. By default on models that compute long enough to be
-worth dividing.
+Least times over all turns, as of a quiet machine: a run on two threads waits for whatever
+interrupts either. By default on models that compute long enough to be worth dividing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from argparse import Namespace
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
-from statistics import geometric_mean, median
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -89,21 +89,20 @@ def measure(
         for end in ends:
             end.recv()
         first, second, both = ends
-        scaling, ceiling = [], []
-        for _ in range(TURNS):
-            alone = _timed([first], seconds)[0]
-            threads = _timed([both], seconds)[0]
-            together = _timed([first, second], seconds)
-            scaling.append(alone / threads)
-            ceiling.append(sum(alone / t for t in together))
-        return {"scaling": median(scaling), "ceiling": median(ceiling), "seconds": alone}
+        turns = [
+            (*_timed([first], seconds), *_timed([both], seconds), *_timed([first, second], seconds))
+            for _ in range(TURNS)
+        ]
+        alone, threads, *together = map(min, zip(*turns, strict=True))
+        ceiling = sum(alone / t for t in together)
+        return {"scaling": alone / threads, "ceiling": ceiling, "seconds": alone}
     finally:
         for process in processes:
             process.kill()
 
 
 def _timed(ends: list[Connection], seconds: float) -> list[float]:
-    """Median seconds of a run in each process, all at the same time."""
+    """Least seconds of a run in each process, all at the same time."""
     time.sleep(REST)
     for end in ends:
         end.send(seconds)
@@ -122,4 +121,4 @@ def _serve(
             begin = time.perf_counter()
             call()
             times.append(time.perf_counter() - begin)
-        end.send(median(times))
+        end.send(min(times))
