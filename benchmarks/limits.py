@@ -9,70 +9,54 @@ in L1 and the bandwidth of the level that holds the data, and `attained` is its 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto
+from onnx.defs import onnx_opset_version
 
 import onnxjit
+from benchmarks.operators import model_of
 from benchmarks.record import write
 from onnxjit.bench.roofline import roofline
-
-OPSET = 21
-
-Shape = Sequence[int]
+from onnxjit.operators.registry import Case, find
+from onnxjit.operators.samples import draw
 
 
-def case(
-    op: str, shape: Shape, weights: Sequence[Shape] = (), inputs: int = 1, **attributes: Any
-) -> ModelProto:
-    """A model of one node: `inputs` inputs of a shape, then constants of the shapes `weights`."""
-    rng = np.random.default_rng(0)
-    names = [f"x{k}" for k in range(inputs)]
-    tensors = [
-        numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), f"w{k}")
-        for k, s in enumerate(weights)
-    ]
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in names]
-    node = helper.make_node(op, [*names, *(t.name for t in tensors)], ["y"], **attributes)
-    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph([node], "case", values, [result], tensors)
-    opset = 23 if op == "RMSNormalization" else OPSET
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+def model(op: str, *operands: str, **attributes: Any) -> ModelProto:
+    """A model of one node with operands such as "float32[16,128]"."""
+    row = find("", op, onnx_opset_version())
+    assert row is not None
+    return model_of(row, Case(draw(*operands), attributes))[0]
 
 
 def cases() -> dict[str, tuple[ModelProto, ModelProto]]:
     """Name -> the model on some 16 KB and on some megabytes."""
-    found = {}
-    for op, count in {"Add": 2, "Relu": 1, "Sqrt": 1, "Exp": 1, "Log": 1, "Sigmoid": 1, "Tanh": 1,
-                      "Erf": 1, "Gelu": 1, "HardSwish": 1, "Mish": 1}.items():  # fmt: skip
-        few = 2048 * 2 // (count + 1)
-        found[op] = case(op, (few,), inputs=count), case(op, (1 << 20,), inputs=count)
+    found = {"Add": (model("Add", *["float32[1365]"] * 2), model("Add", *["float32[1048576]"] * 2))}
+    for op in ("Relu", "Sqrt", "Exp", "Log", "Sigmoid", "Tanh", "Erf", "Gelu", "HardSwish", "Mish"):
+        found[op] = model(op, "float32[2048]"), model(op, "float32[1048576]")
     for op in ("Softmax", "LogSoftmax"):
-        found[f"{op} of 128"] = case(op, (16, 128)), case(op, (12 * 512, 128))
-        found[f"{op} of 1024"] = case(op, (2, 1024)), case(op, (1024, 1024))
-    for length in (96, 768):
-        pair = [(length,)] * 2
-        few, many = (2048 // length, length), ((1 << 20) // length, length)
-        found[f"LayerNormalization of {length}"] = (
-            case("LayerNormalization", few, pair), case("LayerNormalization", many, pair),
-        )  # fmt: skip
-    found["RMSNormalization of 768"] = (
-        case("RMSNormalization", (2, 768), [(768,)]),
-        case("RMSNormalization", (1365, 768), [(768,)]),
-    )
+        for length, few, many in ((128, 16, 6144), (1024, 2, 1024)):
+            found[f"{op} of {length}"] = (
+                model(op, f"float32[{few},{length}]"), model(op, f"float32[{many},{length}]"),
+            )  # fmt: skip
+    for op, length, weights in (
+        ("LayerNormalization", 96, 2), ("LayerNormalization", 768, 2), ("RMSNormalization", 768, 1)
+    ):  # fmt: skip
+        own = [f"float32[{length}]"] * weights
+        few, many = (f"float32[{n // length},{length}]" for n in (2048, 1 << 20))
+        found[f"{op} of {length}"] = model(op, few, *own), model(op, many, *own)
     found["Transpose"] = (
-        case("Transpose", (40, 48), perm=[1, 0]), case("Transpose", (1024, 1024), perm=[1, 0]),
-    )  # fmt: skip
+        model("Transpose", "float32[40,48]", perm=[1, 0]),
+        model("Transpose", "float32[1024,1024]", perm=[1, 0]),
+    )
     return found
 
 
 def main(arguments: Namespace) -> None:
     machine = roofline(1, again=True)
     rows = []
-    for name, (small, large) in cases().items():
-        inner, outer = (rate(model, arguments.seconds / 4) for model in (small, large))
+    for name, models in cases().items():
+        inner, outer = (rate(made, arguments.seconds / 4) for made in models)
         level = machine.level(outer["bytes"])
         roof = min(inner["gbytes"], level.best / 1e9)
         row = {
@@ -95,9 +79,9 @@ def main(arguments: Namespace) -> None:
     write(arguments, {"roofline": machine.to_json(), "rows": rows})
 
 
-def rate(model: ModelProto, seconds: float) -> dict[str, float]:
+def rate(made: ModelProto, seconds: float) -> dict[str, float]:
     """GB/s of a model's only kernel, by its least time, and the bytes that it reads and writes."""
-    kernels = onnxjit.compile(model, threads=1, cache=False).kernels
+    kernels = onnxjit.compile(made, threads=1, cache=False).kernels
     (name,) = kernels
     found = kernels[name].time(seconds=seconds)["kernel"]
     return {"gbytes": found.gbytes, "bytes": found.bytes, "seconds": found.minimum}

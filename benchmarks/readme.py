@@ -8,13 +8,12 @@ hold earlier results of other machines, of which the headline is shown.
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import readme_limits
+from benchmarks.readme_limits import folded, read, tables
 from onnxjit.bench import against
 from onnxjit.bench.machine import describe
 from onnxjit.bench.measure import Row, summaries
@@ -70,7 +69,7 @@ def section(results: Path, root: Path) -> str:
         f'src="{folder}/{PLOTS["light"]}">\n</picture>',
         _every_model(rows),
         _others(results),
-        readme_limits.tables(Path(results)),
+        tables(Path(results)),
         _measured(data),
         *(_elsewhere(path) for path in sorted(Path(results).glob("*/models.json"))),
     ]
@@ -117,19 +116,14 @@ def _every_model(rows: Sequence[Row]) -> str:
     for threads in dict.fromkeys(row["threads"] for row in rows):
         same = [row for row in rows if row["threads"] == threads]
         engines = list(dict.fromkeys(e for r in same for e in [*r["engines"], *r["failures"]]))
-        head = " | ".join(_NAMES.get(e, e) for e in engines)
-        lines = [f"| model | {head} | to the fastest peer |",
-                 f"| --- | {' | '.join('---:' for _ in engines)} | ---: |"]  # fmt: skip
+        head = ["model", *(_NAMES.get(e, e) for e in engines), "to the fastest peer"]
+        table = []
         for row in sorted(same, key=lambda r: -r["ratios"].get("fastest", 0.0)):
             cells = [_cell(row, engine) for engine in engines]
             ratio = f"{row['ratios']['fastest']:.2f}x" if row["fastest"] else "-"
-            lines.append(f"| `{row['model']}` | {' | '.join(cells)} | {ratio} |")
+            table.append([f"`{row['model']}`", *cells, ratio])
         count = f"{threads} thread{'s' if threads > 1 else ''}"
-        blocks.append(
-            f"<details><summary>Every model, {count}: least time of a run in ms</summary>\n\n"
-            + "\n".join(lines)
-            + "\n\n</details>"
-        )
+        blocks.append(folded(f"Every model, {count}: least time of a run in ms", head, table))
     return "\n\n".join(blocks)
 
 
@@ -144,15 +138,15 @@ def _cell(row: Row, engine: str) -> str:
 def _others(results: Path) -> str:
     """Lines for the measurements beside the models' speed that are there."""
     lines = []
-    if data := _read(results / "overhead.json"):
+    if data := read(results / "overhead.json"):
         for row in data["rows"]:
             times = ", ".join(f"{_NAMES.get(n, f'`{n}`')} {t:.1f} µs"
                               for n, t in row["microseconds"].items())  # fmt: skip
             lines.append(f"- A call of a model of {row['nodes']} tiny nodes: {times}.")
-    if data := _read(results / "startup.json"):
+    if data := read(results / "startup.json"):
         rows = [r for r in data["rows"] if r["threads"] == data["rows"][0]["threads"]]
         lines.append(_starts(rows))
-    if data := _read(results / "memory.json"):
+    if data := read(results / "memory.json"):
         pairs = [
             [row["engines"][engine] for engine in ("onnxjit", "onnxruntime")]
             for row in data["rows"]
@@ -173,7 +167,7 @@ def _others(results: Path) -> str:
                 f"{peak} of {len(pairs)} models, for loading and running together on {both}, for "
                 f"running alone (ONNX Runtime runs in what loading has left) on {running}."
             )
-    if data := _read(results / "shapes.json"):
+    if data := read(results / "shapes.json"):
         lines.append(
             f"- A shape not seen before costs {data['summary']['median'] * 1e3:.2f} ms beyond the "
             f"run itself (`{data['rows'][0]['model']}`, median)."
@@ -204,7 +198,3 @@ def _starts(rows: list[dict[str, Any]]) -> str:
 
 _STARTS = {"cold": "onnxjit with an empty cache", "warm": "onnxjit with a full one",
            "numpy": "NumPy alone"}  # fmt: skip
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None

@@ -13,7 +13,6 @@ from statistics import geometric_mean
 from typing import Any
 
 PEAK = 0.88
-BANDWIDTH = 0.85
 
 
 def tables(results: Path) -> str:
@@ -22,21 +21,25 @@ def tables(results: Path) -> str:
         "contractions": _contractions, "limits": _limits, "scaling": _scaling, "startup": _startup,
     }  # fmt: skip
     found = [
-        make(json.loads((results / f"{name}.json").read_text()))
-        for name, make in makers.items()
-        if (results / f"{name}.json").is_file()
+        make(data) for name, make in makers.items() if (data := read(results / f"{name}.json"))
     ]
     return "\n\n".join(block for block in found if block)
 
 
-def _folded(title: str, text: str, head: list[str], rows: list[list[str]]) -> str:
+def read(path: Path) -> dict[str, Any] | None:
+    """A file of results, None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def folded(title: str, head: list[str], rows: list[list[str]], text: str = "") -> str:
+    """A table of a column of names and columns of numbers, folded below `title`."""
     lines = [
         f"| {' | '.join(head)} |",
         f"| --- |{' ---: |' * (len(head) - 1)}",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
-    table = "\n".join(lines)
-    return f"<details><summary>{title}</summary>\n\n{text}\n\n{table}\n\n</details>"
+    blocks = [f"<details><summary>{title}</summary>", text, "\n".join(lines), "</details>"]
+    return "\n\n".join(block for block in blocks if block)
 
 
 def _contractions(data: dict[str, Any]) -> str:
@@ -57,7 +60,7 @@ def _contractions(data: dict[str, Any]) -> str:
         for r in sorted(short, key=lambda r: r["ratios"]["onnxruntime"])
     ]  # fmt: skip
     head = ["operands", "share of the peak", "ONNX Runtime's", "to ONNX Runtime"]
-    return _folded("Products and convolutions against the peak", text, head, table)
+    return folded("Products and convolutions against the peak", head, table, text)
 
 
 def _limits(data: dict[str, Any]) -> str:
@@ -73,7 +76,7 @@ def _limits(data: dict[str, Any]) -> str:
     ]  # fmt: skip
     head = ["kernel", "GB/s in L1", f"in {data['rows'][0]['level']}", "of the bandwidth", "limit",
             "attained"]  # fmt: skip
-    return _folded("Kernels that pass over memory once, against the bandwidth", text, head, table)
+    return folded("Kernels that pass over memory once, against the bandwidth", head, table, text)
 
 
 def _scaling(data: dict[str, Any]) -> str:
@@ -93,7 +96,7 @@ def _scaling(data: dict[str, Any]) -> str:
         rows.append([f"`{r['model']}`", *cells])
     means = [f"{s['scaling']:.2f} / {s['ceiling']:.2f}" for s in data["summary"].values()]
     rows.append(["geometric mean", *means])
-    return _folded("What a second thread gains", text, ["model", *engines], rows)
+    return folded("What a second thread gains", ["model", *engines], rows, text)
 
 
 def _startup(data: dict[str, Any]) -> str:
@@ -115,4 +118,4 @@ def _startup(data: dict[str, Any]) -> str:
         [f"`{r['model']}`", *(f"{s[k]:.2f}" if k in s else "fails" for k in kinds)]
         for r, s in zip(rows, seconds, strict=True)
     ]
-    return _folded("Every model's start", text, ["model", *kinds], table)
+    return folded("Every model's start", ["model", *kinds], table, text)

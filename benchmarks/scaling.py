@@ -65,6 +65,7 @@ def main(arguments: Namespace) -> None:
             for fact in ("scaling", "ceiling")
         }
         for engine in COMPARED
+        if any(engine in r["engines"] for r in rows)
     }
     print("geometric means", summary)
     write(arguments, {"summary": summary, "rows": rows})

@@ -12,7 +12,7 @@ import itertools
 import weakref
 from _weakref import _remove_dead_weakref  # type: ignore[attr-defined]  # not two steps
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 INDEX = "int64"
 
@@ -30,12 +30,6 @@ _interned: dict[tuple[Any, ...], _Entry] = {}
 
 def _forget(entry: _Entry) -> None:
     _remove_dead_weakref(_interned, entry.key)
-
-
-def _known(key: tuple[Any, ...]) -> Any:
-    """The living expression with this key, else None."""
-    entry = _interned.get(key)
-    return None if entry is None else entry()
 
 
 class Expr:
@@ -90,24 +84,33 @@ class Expr:
         return to_text(self)
 
 
-def _blank(cls: type, key: tuple[Any, ...], dtype: str, kids: tuple[Expr, ...] = ()) -> Any:
-    """A new expression that nobody can find yet: its own fields are missing."""
-    e: Any = object.__new__(cls)
+_Kind = TypeVar("_Kind", bound=Expr)
+
+
+def _known(kind: type[_Kind], key: tuple[Any, ...]) -> _Kind | None:
+    """The living expression with this key, else None."""
+    entry = _interned.get(key)
+    return None if entry is None else entry()  # type: ignore[return-value]
+
+
+def _made(
+    kind: type[_Kind], key: tuple[Any, ...], dtype: str, kids: tuple[Expr, ...] = (), **fields: Any
+) -> _Kind:
+    """A new expression, or its equal that another thread made in the meantime. Nobody finds it
+    before it is complete."""
+    e: Any = object.__new__(kind)
     e._key, e.dtype, e.kids = key, dtype, kids
     e._free = e._loads = e._text = e._order = None
-    return e
-
-
-def _published(e: Any) -> Any:
-    """`e`, to be found from now on, or its equal that another thread made in the meantime."""
+    for name, value in fields.items():
+        setattr(e, name, value)
     entry = _Entry(e, _forget)
-    entry.key = e._key
-    while (there := _interned.setdefault(entry.key, entry)) is not entry:
-        living = there()
+    entry.key = key
+    while (there := _interned.setdefault(key, entry)) is not entry:
+        living: Any = there()
         if living is not None:
-            return living
-        _remove_dead_weakref(_interned, entry.key)
-    return e
+            return living  # type: ignore[no-any-return]
+        _remove_dead_weakref(_interned, key)
+    return e  # type: ignore[no-any-return]
 
 
 class Const(Expr):
@@ -125,12 +128,7 @@ class Const(Expr):
             value = float(value)
         bits = value.hex() if isinstance(value, float) else value
         key = ("Const", bits, dtype)
-        e = _known(key)
-        if e is None:
-            e = _blank(cls, key, dtype)
-            e.value = value
-            e = _published(e)
-        return e  # type: ignore[no-any-return]
+        return _known(cls, key) or _made(cls, key, dtype, value=value)
 
     def __reduce__(self) -> Any:
         return (Const, (self.value, self.dtype))
@@ -147,12 +145,7 @@ class Axis(Expr):
     def __new__(cls, name: str, extent: Expr | int) -> Axis:
         extent = index(extent)
         key = ("Axis", name, extent)
-        e = _known(key)
-        if e is None:
-            e = _blank(cls, key, INDEX)
-            e.name, e.extent = name, extent
-            e = _published(e)
-        return e  # type: ignore[no-any-return]
+        return _known(cls, key) or _made(cls, key, INDEX, name=name, extent=extent)
 
 
 def fresh_axis(extent: Expr | int, prefix: str = "a") -> Axis:
@@ -168,12 +161,7 @@ class Dim(Expr):
 
     def __new__(cls, name: str) -> Dim:
         key = ("Dim", name)
-        e = _known(key)
-        if e is None:
-            e = _blank(cls, key, INDEX)
-            e.name = name
-            e = _published(e)
-        return e  # type: ignore[no-any-return]
+        return _known(cls, key) or _made(cls, key, INDEX, name=name)
 
 
 class Var(Expr):
@@ -184,12 +172,7 @@ class Var(Expr):
 
     def __new__(cls, name: str, dtype: str = INDEX) -> Var:
         key = ("Var", name, dtype)
-        e = _known(key)
-        if e is None:
-            e = _blank(cls, key, dtype)
-            e.name = name
-            e = _published(e)
-        return e  # type: ignore[no-any-return]
+        return _known(cls, key) or _made(cls, key, dtype, name=name)
 
 
 class Load(Expr):
@@ -200,14 +183,9 @@ class Load(Expr):
     index: tuple[Expr, ...]
 
     def __new__(cls, buffer: str, index: Iterable[Expr | int], dtype: str) -> Load:
-        idx = tuple([i if isinstance(i, Expr) else Const(int(i), INDEX) for i in index])
+        idx = _indices(index)
         key = ("Load", buffer, idx, dtype)
-        e = _known(key)
-        if e is None:
-            e = _blank(cls, key, dtype, idx)
-            e.buffer, e.index = buffer, idx
-            e = _published(e)
-        return e  # type: ignore[no-any-return]
+        return _known(cls, key) or _made(cls, key, dtype, idx, buffer=buffer, index=idx)
 
 
 class Apply(Expr):
@@ -219,12 +197,7 @@ class Apply(Expr):
 
     def __new__(cls, fn: str, args: tuple[Expr, ...], dtype: str) -> Apply:
         key = ("Apply", fn, args, dtype)
-        e = _known(key)
-        if e is None:
-            e = _blank(cls, key, dtype, args)
-            e.fn, e.args = fn, args
-            e = _published(e)
-        return e  # type: ignore[no-any-return]
+        return _known(cls, key) or _made(cls, key, dtype, args, fn=fn, args=args)
 
 
 class Poly(Expr):
@@ -235,12 +208,11 @@ class Poly(Expr):
 
     def __new__(cls, terms: tuple[tuple[tuple[Expr, ...], int], ...]) -> Poly:
         key = ("Poly", terms)
-        e = _known(key)
-        if e is None:
-            e = _blank(cls, key, INDEX, tuple([a for atoms, _ in terms for a in atoms]))
-            e.terms = terms
-            e = _published(e)
-        return e  # type: ignore[no-any-return]
+        found = _known(cls, key)
+        if found is None:
+            kids = tuple([a for atoms, _ in terms for a in atoms])
+            found = _made(cls, key, INDEX, kids, terms=terms)
+        return found
 
 
 class Reduce(Expr):
@@ -253,12 +225,7 @@ class Reduce(Expr):
 
     def __new__(cls, fn: str, axes: tuple[Axis, ...], body: Expr) -> Reduce:
         key = ("Reduce", fn, axes, body)
-        e = _known(key)
-        if e is None:
-            e = _blank(cls, key, body.dtype, (body,))
-            e.fn, e.axes, e.body = fn, axes, body
-            e = _published(e)
-        return e  # type: ignore[no-any-return]
+        return _known(cls, key) or _made(cls, key, body.dtype, (body,), fn=fn, axes=axes, body=body)
 
 
 def _rebuild(kind: str, key: tuple[Any, ...]) -> Expr:
@@ -274,6 +241,10 @@ FALSE = Const(False, "bool")
 def index(x: Expr | int) -> Expr:
     """An int64 expression from a Python integer or an expression."""
     return x if isinstance(x, Expr) else Const(int(x), INDEX)
+
+
+def _indices(items: Iterable[Expr | int]) -> tuple[Expr, ...]:
+    return tuple([index(i) for i in items])
 
 
 def const(value: Any, dtype: str) -> Const:
@@ -315,7 +286,7 @@ def from_terms(terms: Mapping[tuple[Expr, ...], int]) -> Expr:
     for atoms, c in terms.items():
         if len(atoms) == 1 and isinstance(mod := atoms[0], Apply) and mod.fn == "mod" and c:
             x, k = mod.args
-            quotient = _known(("Apply", "floordiv", (x, k), INDEX))
+            quotient = _known(Apply, ("Apply", "floordiv", (x, k), INDEX))
             size = as_int(k)
             if size and quotient is not None and terms.get((quotient,)) == c * size:
                 rest = {a: v for a, v in terms.items() if a not in (atoms, (quotient,))}

@@ -1,6 +1,6 @@
 """Reads ELF-64 object files, and loads those for x86-64 without a linker of the system's.
 
-What LLVM emits for kernels (position-independent code of the small model) takes six kinds of
+What LLVM emits for kernels (position-independent code of the small model) takes seven kinds of
 relocation, so that loading is: lay the sections out, write the addresses, protect the pages.
 Sources: System V ABI, chapter 4 (object files); its AMD64 supplement 1.0, table 4.9 (relocations).
 """

@@ -73,7 +73,7 @@ def link(objects: Sequence[bytes], externals: Mapping[str, int] | None = None) -
                     f"objects {owner[name]} and {index} both define the symbol {name!r}"
                 )
     imports = {
-        name: externals[name] if name in externals else process_address(name)
+        name: externals[name] if name in externals else _process_address(name)
         for name in needed
         if name not in owner
     }
@@ -95,7 +95,7 @@ def link(objects: Sequence[bytes], externals: Mapping[str, int] | None = None) -
 
 
 @functools.cache
-def process_address(name: str) -> int:
+def _process_address(name: str) -> int:
     """Address of a libc, libm or otherwise global symbol of this process, 0 if there is none."""
     # A Python whose `math` is a shared module has libm only in that module's private scope.
     for library in (None, "libSystem.dylib" if sys.platform == "darwin" else "libm.so.6"):

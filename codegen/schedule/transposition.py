@@ -30,6 +30,7 @@ from onnxjit.codegen.expr import (
     substitute,
 )
 from onnxjit.codegen.loops import Address, Call, For, Local, LoopNest, Store
+from onnxjit.codegen.scalar_functions import numpy_dtype
 from onnxjit.codegen.schedule.axes import (
     by_stride,
     coefficient,
@@ -38,8 +39,6 @@ from onnxjit.codegen.schedule.axes import (
 from onnxjit.codegen.schedule.depthwise import channel_block
 from onnxjit.codegen.schedule.pointwise import finish_nest, rename, rename_statement, with_tiles
 from onnxjit.codegen.schedule.request import Declined, Request, single_stage
-
-FLOAT_BYTES = 4
 
 BLOCK = 64
 """Elements of a tile in both directions: four lines of cache, 16 KB of float32 in L1."""
@@ -100,7 +99,7 @@ def transposition(r: Request) -> LoopNest:
     results = Address(s.buffer, substitute(offset, here))
     locals_: tuple[Local, ...] = ()
     store: tuple[For, ...] = ()
-    if (as_int(step) or 1) * FLOAT_BYTES % ALIASED == 0:
+    if (as_int(step) or 1) * numpy_dtype(value.dtype).itemsize % ALIASED == 0:
         i, j = Var("i"), Var("j")
         place = substitute(offset, {column: c0 + j, row: rb * BLOCK + i})
         line = Store(s.buffer, place, Load("block", (i * width + j,), value.dtype))
