@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+import re
 import sys
 import threading
 import traceback
@@ -30,6 +31,7 @@ from onnxjit.codegen.build_process import (
 )
 from onnxjit.codegen.build_queue import JobQueue
 from onnxjit.codegen.cache import Cache
+from onnxjit.codegen.dialect_table import CALLABLE, family_of, linked, micro_kernels
 from onnxjit.codegen.fingerprint import content_key, modules_digest
 from onnxjit.codegen.target import Target, host
 
@@ -79,8 +81,9 @@ class Builder:
         self.target = host() if target is None else target
         self.jobs = min(self.target.cores, MAX_JOBS) if jobs is None else jobs
         self.cache = cache
-        self.compiled = 0  # how many jobs no cache answered
+        self.compiled = 0  # how many jobs neither a cache nor a like one answered
         self._futures: dict[str, Future[bytes]] = {}
+        self._twins: dict[str, _Job] = {}
         self._queue: JobQueue[tuple[_Job, Future[bytes]]] = JobQueue()
         self._workers: list[WorkerProcess] = []
         self._lock = threading.RLock()
@@ -200,15 +203,41 @@ class Builder:
             future: Future[bytes] = Future()
             self._futures[job.key] = future
         found = self.cache.get(job.kind, job.key) if self.cache and job.kind else None
-        if found is not None:
-            if future.set_running_or_notify_cancel():
-                future.set_result(found)
+        if found is None:
+            self._start(job, future)
+        elif future.set_running_or_notify_cancel():
+            future.set_result(found)
+        return job.key
+
+    def _start(self, job: _Job, future: Future[bytes]) -> None:
+        twin = self._twin(job)
+        if twin is not None:
+            self._futures[twin.key].add_done_callback(
+                lambda done: self._rename(job, future, twin, done)
+            )
         elif self.jobs == 0:
             future.set_running_or_notify_cancel()
             self._finish(job, future, self._compile_here)
         else:
             self._enqueue(job, future)
-        return job.key
+
+    def _twin(self, job: _Job) -> _Job | None:
+        """Another job whose result is this one's but for names, if there is one."""
+        if not job.names:
+            return None
+        with self._lock:
+            twin = self._twins.get(job.likeness)
+            if twin is not None and twin.key != job.key and not _failed(self._futures[twin.key]):
+                return twin
+            self._twins[job.likeness] = job
+        return None
+
+    def _rename(self, job: _Job, future: Future[bytes], twin: _Job, done: Future[bytes]) -> None:
+        if done.cancelled():  # by those who wanted that one
+            self._start(job, future)
+        elif future.set_running_or_notify_cancel():
+            table = dict(zip(twin.names, job.names, strict=True))
+            self._finish(job, future, lambda *_: _with_names(done.result(), table), compiled=0)
 
     def _enqueue(self, job: _Job, future: Future[bytes]) -> None:
         with self._lock:
@@ -242,13 +271,14 @@ class Builder:
         job: _Job,
         future: Future[bytes],
         compiler: Callable[[Mapping[str, Any], str], bytes],
+        compiled: int = 1,
     ) -> None:
         try:
             if job.kind == "kernels":
                 self._store(Cache.put_source, job, job.request["text"])
             data = compiler(job.request, job.label)
             with self._lock:
-                self.compiled += 1
+                self.compiled += compiled
             if job.kind:
                 self._store(Cache.put, job, data)
         except Refused as refusal:
@@ -291,7 +321,8 @@ def _failed(future: Future[bytes]) -> bool:
 class _Job:
     """One request to a worker; `kind` is the cache's folder for the result, "" for none.
 
-    `size` says when it is taken (`JobQueue`).
+    `size` says when it is taken (`JobQueue`). Results of jobs with equal `likeness` differ at most
+    in `names`, symbols that are equally long.
     """
 
     kind: str
@@ -299,23 +330,36 @@ class _Job:
     label: str
     request: Mapping[str, Any]
     size: int
+    likeness: str = ""
+    names: tuple[str, ...] = ()
 
 
 def _kernel_job(do: str, source: Source, target: Target) -> _Job:
     own = key(source, target)
+    symbol = symbol_of(own)
     request = {
         "do": do,
         "text": source.text,
-        "externals": list(source.symbols),
-        "symbol": symbol_of(own),
-        "file": f"<{symbol_of(own)}>",
+        "externals": {s: linked(s) if do == "object" else s for s in source.symbols},
+        "symbol": symbol,
+        "file": f"<{symbol}>",
         "wide": source.wide,
     }
     label = f"kernel {source.name!r}"
     size = len(source.text)
-    if do == "object":
-        return _Job("kernels", own, label, request, size)
-    return _Job("", f"{own}.{do}", label, request, size)
+    if do != "object":
+        return _Job("", f"{own}.{do}", label, request, size)
+    called = [s for s in dict.fromkeys(micro_kernels(source.text)) if s in source.symbols]
+    places = {s: f"{family_of(s).name}.{n}" for n, s in enumerate(called)}
+    likeness = CALLABLE.sub(lambda m: places.get(m[0], m[0]), source.text)
+    names = (symbol, *map(linked, called))
+    return _Job("kernels", own, label, request, size, f"{source.wide} {likeness}", names)
+
+
+def _with_names(image: bytes, names: Mapping[str, str]) -> bytes:
+    """An object file with other symbols in the places of some, as long as those."""
+    table = {old.encode(): new.encode() for old, new in names.items()}
+    return re.sub(b"|".join(table), lambda m: table[m[0]], image)
 
 
 def _tile_job(symbol: str, target: Target) -> _Job:

@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
+from onnxjit.codegen.dialect_table import linked
 from onnxjit.codegen.target import Target, host, target_machine
 
 FRAME = struct.Struct("<II")
@@ -46,8 +47,8 @@ def perform(job: Mapping[str, Any], target: Target) -> bytes:
     - "words": the object file of the functions `symbols` of the text `text`, in the language of
       `word_compiler`.
     - "object": an object file that defines `symbol`, the function `kernel` of the source `text`,
-      called `file` in tracebacks. `externals` are the micro-kernels it may call, `wide` lets LLVM
-      choose 512-bit vectors.
+      called `file` in tracebacks. `externals` are the micro-kernels it may call, and what object
+      files call them; `wide` lets LLVM choose 512-bit vectors.
     - "llvm", "asm": that kernel's optimised LLVM IR, or its assembly, in UTF-8.
 
     Raises ValueError when a kernel needs other symbols than its micro-kernels and the functions of
@@ -56,7 +57,7 @@ def perform(job: Mapping[str, Any], target: Target) -> bytes:
     if job["do"] == "tile":
         from onnxjit.codegen import microkernels
 
-        return bytes(microkernels.object_code(job["symbol"], target))
+        return bytes(microkernels.object_code(job["symbol"], target, linked(job["symbol"])))
     if job["do"] == "words":
         from onnxjit.codegen.sync_intrinsics import object_code
 
@@ -178,6 +179,8 @@ def _optimised(job: Mapping[str, Any], target: Target, machine: Any) -> Any:
         if function.name == "kernel":
             function.name = job["symbol"]
             function.linkage = "external"
+        elif function.name in job["externals"]:
+            function.name = job["externals"][function.name]
         elif not function.is_declaration:
             function.linkage = "internal"
         if not function.name.startswith("llvm."):
@@ -201,7 +204,7 @@ def _optimised(job: Mapping[str, Any], target: Target, machine: Any) -> Any:
 
 def _check_symbols(module: Any, job: Mapping[str, Any]) -> None:
     values = [*module.functions, *module.global_variables]
-    known = LIBRARY_SYMBOLS.union(job["externals"])
+    known = LIBRARY_SYMBOLS.union(job["externals"].values())
     foreign = [
         value.name
         for value in values
@@ -219,7 +222,7 @@ def _check_linkable(image: bytes, job: Mapping[str, Any]) -> None:
 
     jit = llvm.create_lljit_compiler(use_jit_link=True, suppress_errors=True)
     library = llvm.JITLibraryBuilder().add_object_img(image).add_current_process()
-    for symbol in job["externals"]:
+    for symbol in job["externals"].values():
         library.import_symbol(symbol, 1)
     try:
         library.export_symbol(job["symbol"]).link(jit, job["symbol"])

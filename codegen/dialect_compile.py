@@ -16,17 +16,16 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import bytecode, compiler, cpu, funcdesc, interpreter, types, typing
-from numba.core import ir as numba_ir
 from numba.core.callconv import create_error_model
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaWarning, WarningsFixer
-from numba.core.lowering import Lower
 from numba.core.targetconfig import ConfigStack
 from numba.core.transforms import canonicalize_cfg
 from numba.core.typeinfer import TypeInferer
 
 from onnxjit.codegen.dialect_convert import I64, POINTER, convert, llvm_type
 from onnxjit.codegen.dialect_formulas import Formula
+from onnxjit.codegen.dialect_lowering import Lowering
 from onnxjit.codegen.dialect_types import (
     EMITTERS,
     Buffer,
@@ -109,10 +108,10 @@ class _Target(cpu.CPUContext):
         pass
 
     def pair_first(self, builder: ir.IRBuilder, val: Any, ty: Any) -> Any:
-        return builder.extract_value(val, 0)
+        return val[0]
 
     def pair_second(self, builder: ir.IRBuilder, val: Any, ty: Any) -> Any:
-        return builder.extract_value(val, 1)
+        return val[1]
 
 
 class _Library:
@@ -178,17 +177,6 @@ def _infer(typing_context: _Typing, func_ir: Any) -> tuple[Any, Any, Any]:
     return found
 
 
-class _Lower(Lower):
-    """Lowers assignments without Numba's traces, for which it prints every instruction."""
-
-    def lower_inst(self, inst: Any) -> None:
-        if isinstance(inst, numba_ir.Assign):
-            type_ = self.typeof(inst.target.name)
-            self.storevar(self.lower_assign(type_, inst), inst.target.name)
-        else:
-            super().lower_inst(inst)
-
-
 @cache
 def _contexts() -> tuple[_Typing, _Target]:
     typing_context = _Typing()
@@ -221,7 +209,7 @@ def lower(
         )  # fmt: skip
         library = _Library(context.codegen(), native_half)
         with context.push_code_library(library):
-            _Lower(context, library, fndesc, func_ir).lower()
+            Lowering(context, library, fndesc, func_ir).lower()
     module = library.module
     assert module is not None
     inner = module.globals[fndesc.llvm_func_name]

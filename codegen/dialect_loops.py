@@ -1,8 +1,9 @@
 """`range` of the kernel dialect: plain signed 64-bit counting loops without an up-front trip count.
 
-The iterator is a stack slot {next, stop, step}, which LLVM turns into registers. A literal step (or
-none) leaves the canonical `i < stop; i += step`; a step known only at run time may have any sign
-except zero.
+The iterator is a stack slot for the next value, which LLVM turns into a register, with a bound and
+a step. A literal step (or none) leaves the canonical `i < stop; i += step`; a step known only at
+run time may have any sign except zero. Ranges, iterators and the pairs that those give are tuples
+of LLVM values, which no stack slot holds.
 """
 
 from __future__ import annotations
@@ -11,14 +12,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.core.datamodel import models
-from numba.core.datamodel.registry import register_default
 from numba.core.typing import signature
 
 from onnxjit.codegen.dialect_convert import I64
 from onnxjit.codegen.dialect_types import literal_int, register
-
-_STATE = ir.LiteralStructType([I64, I64, I64])
 
 
 class Range(types.SimpleIterableType):
@@ -35,18 +32,6 @@ class RangeIterator(types.SimpleIteratorType):
         super().__init__(f"onnxjit.RangeIterator({direction})", types.int64)
 
 
-@register_default(Range)
-class _RangeModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: types.Type) -> None:
-        super().__init__(dmm, fe_type, _STATE)
-
-
-@register_default(RangeIterator)
-class _IteratorModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: types.Type) -> None:
-        super().__init__(dmm, fe_type, _STATE.as_pointer())
-
-
 def _range_rule(*args: types.Type) -> Any:
     if not 1 <= len(args) <= 3 or not all(isinstance(a, types.Integer) for a in args):
         return None
@@ -61,18 +46,7 @@ def _range_rule(*args: types.Type) -> Any:
 
 def _emit_range(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     zero, one = ir.Constant(I64, 0), ir.Constant(I64, 1)
-    start, stop, step = {1: (zero, *args, one), 2: (*args, one), 3: tuple(args)}[len(args)]
-    state = ir.Constant(_STATE, ir.Undefined)
-    for i, value in enumerate((start, stop, step)):
-        state = builder.insert_value(state, value, i)
-    return state
-
-
-def _field(builder: Any, state: Any, i: int) -> Any:
-    return builder.gep(
-        state, [ir.Constant(ir.IntType(32), 0), ir.Constant(ir.IntType(32), i)],
-        inbounds=True,
-    )  # fmt: skip
+    return {1: (zero, *args, one), 2: (*args, one), 3: tuple(args)}[len(args)]
 
 
 def _getiter_rule(iterable: types.Type) -> Any:
@@ -82,11 +56,11 @@ def _getiter_rule(iterable: types.Type) -> Any:
 
 
 def _emit_getiter(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    start, stop, step = args[0]
     with builder.goto_entry_block():
-        state = builder.alloca(_STATE)
-    for i in range(3):
-        builder.store(builder.extract_value(args[0], i), _field(builder, state, i))
-    return state
+        place = builder.alloca(I64)
+    builder.store(start, place)
+    return place, stop, step
 
 
 def _iternext_rule(iterator: types.Type) -> Any:
@@ -97,20 +71,17 @@ def _iternext_rule(iterator: types.Type) -> Any:
 
 def _emit_iternext(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     direction = sig.args[0].direction
-    place = _field(builder, args[0], 0)
+    place, stop, step = args[0]
     value = builder.load(place)
-    stop = builder.load(_field(builder, args[0], 1))
-    step = builder.load(_field(builder, args[0], 2))
-    up, down = builder.icmp_signed("<", value, stop), builder.icmp_signed(">", value, stop)
     if direction:
-        valid = up if direction > 0 else down
+        valid = builder.icmp_signed("<" if direction > 0 else ">", value, stop)
     else:
+        up, down = builder.icmp_signed("<", value, stop), builder.icmp_signed(">", value, stop)
         positive = builder.icmp_signed(">", step, ir.Constant(I64, 0))
         valid = builder.select(positive, up, down)
     # Overflow is only possible after the last valid value, and LLVM may then assume anything.
     builder.store(builder.add(value, step, flags=("nsw",)), place)
-    pair = ir.Constant(ir.LiteralStructType([I64, ir.IntType(1)]), ir.Undefined)
-    return builder.insert_value(builder.insert_value(pair, value, 0), valid, 1)
+    return value, valid
 
 
 def _pair_rule(position: int) -> Any:
@@ -123,7 +94,7 @@ def _pair_rule(position: int) -> Any:
 
 
 def _emit_pair(position: int) -> Any:
-    return lambda context, builder, sig, args: builder.extract_value(args[0], position)
+    return lambda context, builder, sig, args: args[0][position]
 
 
 register(range, _range_rule, _emit_range)

@@ -72,6 +72,25 @@ FAMILIES: tuple[Family, ...] = (
 )  # fmt: skip
 
 
+CALLABLE = re.compile(rf"\b(?:{'|'.join(f.pattern.pattern for f in FAMILIES)})\b")
+"""The symbol of a micro-kernel in the text of a source."""
+
+
+def micro_kernels(text: str) -> list[str]:
+    """The micro-kernels that a source names, in order, as often as it does."""
+    return [found[0] for found in CALLABLE.finditer(text)]
+
+
+_LINKED = 48
+
+
+def linked(symbol: str) -> str:
+    """The name of a micro-kernel in object files. All are equally long, so that an object file can
+    be made to call another one without a linker (`Builder`)."""
+    assert len(symbol) <= _LINKED
+    return symbol.ljust(_LINKED, "_")
+
+
 def family_of(symbol: str) -> Family:
     """The table row of a micro-kernel symbol. Raises ValueError if no row matches."""
     for family in FAMILIES:

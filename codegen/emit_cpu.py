@@ -6,6 +6,7 @@ contains can reach the text. The names a kernel may use are those of `dialect.na
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from onnxjit.codegen.expr import (
@@ -48,6 +49,11 @@ _INFIX = {
 _FLOAT_INFIX = {"add": "+", "sub": "-", "mul": "*"}
 _CALLS = {"min": "min_", "max": "max_", "pow": "pow_", "abs": "abs_", "round": "round_"}
 
+
+LONGEST = 140
+"""Expressions longer than this one become a variable of their own."""
+
+_DIGITS = re.compile(r"[0-9.]*[0-9](e-?[0-9]+)?")
 
 DATA = ("acc", "scalar", "v")
 """How variables that hold data (accumulators, row results) begin; they may be negative."""
@@ -171,7 +177,7 @@ class Printer:
                     return self.conjunction(e, guard, rest)
         text = self._plain(e)
         shared = getattr(self, "uses", {}).get(e, 0) > 1
-        if (shared and self.is_work(e)) or len(text) > 160:
+        if (shared and self.is_work(e)) or _length(text) > LONGEST:
             return self.temporary(e, text)
         return text
 
@@ -234,9 +240,10 @@ class Printer:
         return self.function(e)
 
     def polynomial(self, e: Poly) -> str:
+        """Ordered by what is printed, so that equal sums of other sizes have equal texts."""
+        terms = [(sorted(self.expression(a) for a in atoms), c) for atoms, c in e.terms]
         parts: list[str] = []
-        for atoms, c in e.terms:
-            names = [self.expression(a) for a in atoms]
+        for names, c in sorted(terms, key=lambda term: (-len(term[0]), term[0])):
             if not names:
                 text = str(abs(c))
             elif abs(c) == 1:
@@ -299,6 +306,12 @@ class Printer:
         if source in ("float16", "bfloat16") and e.dtype == "float32":
             return arg
         return f"{'bool_' if e.dtype == 'bool' else e.dtype}({arg})"
+
+
+def _length(text: str) -> int:
+    """Characters of an expression, each of its numbers counted as one digit: sources that differ
+    in sizes alone break at the same places."""
+    return len(text) if len(text) <= LONGEST else len(_DIGITS.sub("0", text))
 
 
 def _nonneg(e: Expr) -> bool:

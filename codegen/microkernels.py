@@ -204,12 +204,13 @@ def assembly(symbol: str, target: Target) -> str:
     return machine.emit_assembly(module)
 
 
-def object_code(symbol: str, target: Target) -> bytes:
-    """A relocatable object file that exports `symbol`, without undefined symbols.
+def object_code(symbol: str, target: Target, name: str | None = None) -> bytes:
+    """A relocatable object file that exports `symbol`, as `name`, without undefined symbols.
 
     Raises KeyError if there is no such row, ValueError if `target` cannot run it.
     """
     machine, module = _parsed(symbol, target)
+    module.get_function(symbol).name = name or symbol
     return machine.emit_object(module)
 
 

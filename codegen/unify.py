@@ -4,8 +4,9 @@ A fixed size is a constant of a kernel's source, and so is a scale that a model'
 the layers of a network that do the same at several widths are as many sources, each of which takes
 Numba and LLVM a fifth of a second. Where a constant differs between sources that are otherwise
 equal, it becomes an integer argument (of a float32, its bits). Constants that decide what the
-machine code looks like stay: small bounds and strides of innermost loops, divisors, sizes of
-arrays, integers that are data.
+machine code looks like stay: small bounds and strides of innermost loops, their divisors, integers
+that are data. Arrays get the largest size. What micro-kernels are called may differ: `Builder`
+compiles such sources once.
 """
 
 from __future__ import annotations
@@ -16,92 +17,104 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxjit.codegen.dialect_table import DTYPES, FAMILIES
+from onnxjit.codegen.dialect_table import CALLABLE, DTYPES, family_of, micro_kernels
 
 SMALL = 32
 """Bounds and strides of innermost loops up to this one stay what they are."""
 
 _DIVISIONS = ("udiv_", "umod_", "floordiv", "mod_floor", "mod_trunc", "divide_by")
-_MEMORY = ("buffer_", "stack_")
 _HEAD = "def kernel(ptrs, ints, scratch, begin, end):\n"
 
 
+_Node = ast.Constant | ast.Call | ast.Name
+
+
 @dataclass(frozen=True, slots=True)
-class _Constant:
-    """A constant that may become an argument: where it is in the text, and the argument."""
+class _Place:
+    """What may differ at a place of the text, and what is there as an integer.
+
+    A "whole" or "real" constant may become an argument, of a "size" of an array the largest serves
+    all; any other `kind` is the place of a micro-kernel, which the text's own one keeps.
+    """
 
     start: int
     stop: int
-    argument: int
-    real: bool
+    kind: str
+    value: int = 0
 
 
 def unified(sources: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
-    """For each source the one that stands for it and the integers that it is passed after its own
-    ones. Sources that no other one is like are returned as they are, without integers."""
+    """For each source one that others share, but for the micro-kernels they call, and the integers
+    that it is passed after its own ones. Sources that no other one is like are returned as they
+    are, without integers."""
     groups: dict[str, list[int]] = {}
-    constants = [_constants(text) for text in sources]
+    places = [_places(text) for text in sources]
     for n, text in enumerate(sources):
-        holes = [(c, "real" if c.real else "whole") for c in constants[n]]
-        groups.setdefault(_replaced(text, holes), []).append(n)
+        groups.setdefault(_replaced(text, [(p, p.kind) for p in places[n]]), []).append(n)
     result: list[tuple[str, tuple[int, ...]]] = [(text, ()) for text in sources]
     for members in groups.values():
-        here = constants[members[0]]
         columns = [
-            (c[0].real, tuple(x.argument for x in c))
-            for c in zip(*(constants[n] for n in members), strict=True)
+            (same[0].kind, tuple(p.value for p in same))
+            for same in zip(*(places[n] for n in members), strict=True)
         ]
         differing = list(dict.fromkeys(c for c in columns if len(set(c[1])) > 1))
-        if not differing:
-            continue
-        text = sources[members[0]]
-        first = text.count(" = ints[")
-        names = {c: f"{'f' if c[0] else 'n'}{first + k}" for k, c in enumerate(differing)}
-        lines = [
-            f"    {name} = bitcast_float32(int32(ints[{first + k}]))\n"
-            if real
-            else f"    {name} = ints[{first + k}]\n"
-            for k, ((real, _), name) in enumerate(names.items())
-        ]
-        changes = [(c, names[x]) for c, x in zip(here, columns, strict=True) if x in names]
-        before, after = _replaced(text, changes).split(_HEAD)
-        text = "".join([before, _HEAD, *lines, after])
+        arguments = [c for c in differing if c[0] != "size"]
+        first = sources[members[0]].count(" = ints[")
+        new = {c: str(max(c[1])) for c in differing if c[0] == "size"}
+        lines = []
+        for k, (kind, values) in enumerate(arguments, first):
+            name, argument = f"{'f' if kind == 'real' else 'n'}{k}", f"ints[{k}]"
+            if kind == "real":
+                argument = f"bitcast_float32(int32({argument}))"
+            new[kind, values] = name
+            lines.append(f"    {name} = {argument}\n")
         for k, n in enumerate(members):
-            result[n] = text, tuple(values[k] for _, values in differing)
+            changes = [(p, new[c]) for p, c in zip(places[n], columns, strict=True) if c in new]
+            before, after = _replaced(sources[n], changes).split(_HEAD)
+            text = "".join([before, _HEAD, *lines, after])
+            result[n] = text, tuple(values[k] for _, values in arguments)
     return result
 
 
-def _replaced(text: str, changes: Iterable[tuple[_Constant, str]]) -> str:
+def _replaced(text: str, changes: Iterable[tuple[_Place, str]]) -> str:
     parts, done = [], 0
-    for constant, new in changes:
-        parts += [text[done : constant.start], new]
-        done = constant.stop
+    for place, new in changes:
+        parts += [text[done : place.start], new]
+        done = place.stop
     return "".join([*parts, text[done:]])
 
 
-def _constants(text: str) -> list[_Constant]:
-    """The constants that may become arguments, in the order of the text."""
+def _places(text: str) -> list[_Place]:
+    """The places where sources that become one may differ, in the order of the text."""
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
+    called = {
+        s: f"{family_of(s).name}.{n}" for n, s in enumerate(dict.fromkeys(micro_kernels(text)))
+    }
     found = []
-    for node in _free(ast.parse(text), frozenset(), 1):
+    for node, kind in _free(ast.parse(text), frozenset(), 1):
         at, to = node.col_offset, node.end_col_offset or 0
         start, stop = starts[node.lineno - 1] + at, starts[(node.end_lineno or 0) - 1] + to
-        real = isinstance(node, ast.Call)
-        value = ast.literal_eval(node.args[0] if isinstance(node, ast.Call) else node)
-        argument = int(np.float32(value).view(np.int32)) if real else value
-        found.append(_Constant(start, stop, argument, real))
-    return sorted(found, key=lambda c: c.start)
+        if isinstance(node, ast.Name):
+            place = _Place(start, stop, called[node.id])
+        elif isinstance(node, ast.Call):
+            bits = int(np.float32(ast.literal_eval(node.args[0])).view(np.int32))
+            place = _Place(start, stop, kind, bits)
+        else:
+            place = _Place(start, stop, kind, ast.literal_eval(node))
+        found.append(place)
+    return sorted(found, key=lambda place: place.start)
 
 
-def _free(node: ast.AST, inner: frozenset[str], small: int) -> Iterator[ast.Constant | ast.Call]:
-    """The nodes of constants that may become arguments, of integers those above `small`; `inner`
-    are variables of innermost loops. 0 and 1 leave no trace in an index: they are of its form."""
+def _free(node: ast.AST, inner: frozenset[str], small: int) -> Iterator[tuple[_Node, str]]:
+    """The nodes that may differ, and how: micro-kernels, and constants, of integers those above
+    `small`; `inner` are variables of innermost loops. 0 and 1 leave no trace in an index: they are
+    of its form."""
     below: Iterable[ast.AST] = ast.iter_child_nodes(node)
     if isinstance(node, ast.Constant):
         if type(node.value) is int and node.value > small:
-            yield node
+            yield node, "whole"
         return
     if isinstance(node, ast.For) and isinstance(node.target, ast.Name) and _innermost(node):
         yield from _free(node.iter, inner, SMALL)
@@ -112,15 +125,20 @@ def _free(node: ast.AST, inner: frozenset[str], small: int) -> Iterator[ast.Cons
     elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "ints":
         return
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        name = node.func.id
+        name, below = node.func.id, node.args
         if name == "float32" and _is_number(node.args[0]):
-            yield node
+            yield node, "real"
             return
-        if name.startswith(_MEMORY):
+        if name.startswith("buffer_"):
             return
-        if name.startswith("scratch_"):
+        if name.startswith("stack_"):
+            yield node.args[0], "size"  # type: ignore[misc]
+            return
+        if CALLABLE.fullmatch(name):
+            yield node.func, "micro-kernel"
+        elif name.startswith("scratch_"):
             below = node.args[1:2]
-        elif name in _DIVISIONS:
+        elif name in _DIVISIONS and inner:
             below = node.args[:1]
         elif name == "range":
             below = node.args[:2]
@@ -133,8 +151,7 @@ def _free(node: ast.AST, inner: frozenset[str], small: int) -> Iterator[ast.Cons
 def _innermost(loop: ast.For) -> bool:
     """Whether a loop has neither loops nor calls of micro-kernels inside."""
     return not any(
-        isinstance(x, ast.For)
-        or (isinstance(x, ast.Name) and any(f.pattern.fullmatch(x.id) for f in FAMILIES))
+        isinstance(x, ast.For) or (isinstance(x, ast.Name) and CALLABLE.fullmatch(x.id))
         for statement in loop.body
         for x in ast.walk(statement)
     )

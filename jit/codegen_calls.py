@@ -119,15 +119,15 @@ def unified_kernels(kernels: Sequence[Planned]) -> list[Planned]:
     """The kernels with one source for those that differ in constants alone."""
     groups: dict[object, list[int]] = {}
     for n, k in enumerate(kernels):
-        groups.setdefault((k.source.symbols, k.source.wide), []).append(n)
+        groups.setdefault(k.source.wide, []).append(n)
     result = list(kernels)
     for members in groups.values():
         if len(members) == 1:
             continue
         texts = unified([kernels[n].source.text for n in members])
         for n, (text, sizes) in zip(members, texts, strict=True):
-            if sizes:
-                k = kernels[n]
+            k = kernels[n]
+            if text != k.source.text:
                 nest = replace(k.nest, sizes=(*k.nest.sizes, *map(index, sizes)))
                 result[n] = replace(k, nest=nest, source=replace(k.source, text=text))
     return result

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from onnxjit.codegen.build import (
     tile_key,
 )
 from onnxjit.codegen.cache import Cache
+from onnxjit.codegen.dialect_table import linked
 from onnxjit.codegen.target import host, limited
 from onnxjit.runtime.link import Library, LinkError, link
 
@@ -47,9 +48,9 @@ def scale(factor: float, name: str = "scale") -> Source:
     return Source(SCALE.format(factor), name=name)
 
 
-def call(address: int, *arrays: np.ndarray, end: int) -> None:
+def call(address: int, *arrays: np.ndarray, end: int, ints: Sequence[int] = ()) -> None:
     pointers = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
-    KERNEL(address)(pointers, None, None, 0, end)
+    KERNEL(address)(pointers, (ctypes.c_int64 * len(ints))(*ints), None, 0, end)
 
 
 def check_scale(library: Library, symbol: str, factor: float) -> None:
@@ -172,7 +173,7 @@ def kernel(ptrs, ints, scratch, begin, end):
         symbols=(symbol,),
     )
     objects = builder.build([source])
-    with pytest.raises(LinkError, match=f"missing symbols: '{symbol}'"):
+    with pytest.raises(LinkError, match=f"missing symbols: '{linked(symbol)}'"):
         link(list(objects.values()))
     tile = builder.tile_object(symbol)
     library = link([*objects.values(), tile])
@@ -181,6 +182,74 @@ def kernel(ptrs, ints, scratch, begin, end):
     c = np.zeros((2, 4), dtype=np.float32)
     call(library.address(symbol_of(next(iter(objects)))), a, b, c, np.zeros(1, np.int64), end=1)
     np.testing.assert_array_equal(c, a @ b)
+
+
+def tiles_in_turn(first: str, second: str) -> Source:
+    """c = a @ b by two micro-kernels, the second of which begins at row ints[0]."""
+    text = f"""
+def kernel(ptrs, ints, scratch, begin, end):
+    a = buffer_float32(ptrs, 0)
+    b = buffer_float32(ptrs, 1)
+    c = buffer_float32(ptrs, 2)
+    d = buffer_int64(ptrs, 3)
+    n = ints[0]
+    {first}(a, 0, 3, d, 0, 1, 3, b, 0, c, 0, 4, 0, b, 0)
+    {second}(a, n * 3, 3, d, 0, 1, 3, b, 0, c, n * 4, 4, 0, b, 0)
+"""
+    return Source(text, tuple(sorted({first, second})))
+
+
+@pytest.mark.parametrize("jobs", [0, 2])
+def test_kernels_that_differ_in_micro_kernels_are_compiled_once(cache: Cache, jobs: int) -> None:
+    heights = [(2, 3), (3, 2), (1, 4), (2, 2), (4, 4)]
+    sources = [
+        tiles_in_turn(*(microkernels.gemm(m, 4, "scalar") for m in pair)) for pair in heights
+    ]
+    symbols = {symbol for source in sources for symbol in source.symbols}
+    with Builder(jobs=jobs, cache=cache) as builder:
+        objects = builder.build(sources)
+        tiles = builder.tile_objects(symbols)
+        assert builder.compiled == 2 + len(symbols)
+    assert len(set(objects.values())) == len(sources)
+    library = link([*objects.values(), *tiles.values()])
+    rng = np.random.default_rng(1)
+    b = rng.standard_normal((3, 4), np.float32)
+    for pair, source, own in zip(heights, sources, objects, strict=True):
+        a = rng.standard_normal((sum(pair), 3), np.float32)
+        c = np.zeros((sum(pair) + 1, 4), np.float32)
+        address, zero = library.address(symbol_of(own)), np.zeros(1, np.int64)
+        call(address, a, b, c, zero, end=1, ints=pair[:1])
+        np.testing.assert_allclose(c[:-1], a @ b, rtol=1e-5, atol=1e-6)
+        assert not c[-1].any()
+        assert cache.source_path("kernels", own).read_text() == source.text
+    with Builder(jobs=0, cache=cache) as warm:
+        assert warm.build(sources) == objects
+        assert warm.compiled == 0
+
+
+def test_a_kernel_outlives_one_that_is_like_it() -> None:
+    first, second = (tiles_in_turn(*[microkernels.gemm(m, 4, "scalar")] * 2) for m in (1, 2))
+    with Builder(jobs=1) as builder:
+        busy = builder.submit(Source("import time\ntime.sleep(1)\n" + " " * 1000))
+        dropped, kept = builder.submit(first), builder.submit(second)
+        assert builder.ready([dropped], 0.0) == set()
+        assert symbol_of(kept).encode() in builder.result(kept)
+        with pytest.raises(BuildError, match="dropped"):
+            builder.result(dropped)
+        with pytest.raises(CompileError):
+            builder.result(busy)
+
+
+def test_a_refused_kernel_refuses_those_that_are_like_it(builder: Builder) -> None:
+    first, second = (
+        tiles_in_turn(*[microkernels.gemm(m, 4, "scalar")] * 2).text.replace("n * 3", "nonsense")
+        for m in (1, 2)
+    )
+    for _ in range(2):
+        for m, text in ((1, first), (2, second)):
+            own = builder.submit(Source(text, (microkernels.gemm(m, 4, "scalar"),)))
+            with pytest.raises(CompileError, match="nonsense"):
+                builder.result(own)
 
 
 def test_inspect(builder: Builder) -> None:

@@ -208,7 +208,7 @@ def kernel(b0, b1, b2, n0, n1, n2, n3):
             i2 = umod_(ei, n2)
             i1 = umod_(udiv_(ei, n2), n0)
             i0 = udiv_(udiv_(ei, n2), n0)
-            b2[(n0*n2*i0 + n2*i1 + i2)] = (b0[(n2*i0 + i2)] + b1[i1])
+            b2[(i0*n0*n2 + i1*n2 + i2)] = (b0[(i0*n2 + i2)] + b1[i1])
 '''
 
 

@@ -442,6 +442,48 @@ def test_stack_alignment_and_runtime_step() -> None:
         assert y[1:5].tolist() == list(range(first, last, step))
 
 
+def test_variables_with_several_definitions_or_uses() -> None:
+    """Values where there is one definition in front of all uses, stack slots elsewhere."""
+    body = """
+    y = buffer_int64(ptrs, 0)
+    for i in range(begin, end):
+        if i % 3 == 0:
+            continue
+        if i % 3 == 1:
+            a = i * 10
+        else:
+            a = -i
+        if i == 4:
+            once = i + 100
+        y[i] = a
+        last = i
+    for i in range(end, end + 3):
+        for j in range(2):
+            y[i] += last * j
+            last = i - j
+    r = range(3)
+    for i in r:
+        y[end + 3] += i
+    for i in r:
+        y[end + 3] += once
+        kept = i
+    y[end + 4] = kept
+"""
+    y = np.zeros(16, np.int64)
+    run_both(body, [y], [], 1, 9)
+    assert y.tolist() == [0, 10, -2, 0, 40, -5, 0, 70, -8, 9, 10, 11, 315, 2, 0, 0]
+
+
+def test_a_variable_that_no_way_defines_is_zero_and_one_range_is_one_range() -> None:
+    y = np.ones(2, np.int64)
+    body = "    y = buffer_int64(ptrs, 0)\n    if begin < end:\n        r = 7\n    y[1] = r\n"
+    Kernel(HEAD + body)([y], [], 1, 0)
+    assert y.tolist() == [1, 0]
+    choice = "    for i in (range(3) if begin < end else range(5)):\n        y[i] = 1\n"
+    with pytest.raises(TypeError, match="Range.*can have one definition only"):
+        Kernel(HEAD + body + choice)
+
+
 def test_shared_scope_sees_overlap() -> None:
     """Two buffers of one scope may overlap: the stores of one are seen through the other."""
     body = """

@@ -24,11 +24,12 @@ def kernel(ptrs, ints, scratch, begin, end):
     for tile in range(begin, end):
         rb = umod_(tile, {divisor})
         for i in range(0, {count}, {step}):
-            b0[(i*{stride} + rb*{stride} + n0)] = ({value} + float32({real}))
+            b0[(i*{stride} + rb*{stride} + n0 + udiv_(i, {inner}))] = ({value} + float32({real}))
+        {call}(b0, 0)
 '''
 USUAL = {
     "stack": "96", "offset": "1536", "divisor": "100", "count": "64", "step": "40", "stride": "640",
-    "value": "int32(77)", "real": "-1e-05",
+    "value": "int32(77)", "real": "-1e-05", "inner": "3", "call": "softmax_f32_avx2",
 }  # fmt: skip
 
 
@@ -52,11 +53,38 @@ def test_sizes_that_differ_alike_are_one_argument() -> None:
     assert [sizes for _, sizes in unified(texts)] == [(640, 640), (1280, 1280), (640, 1280)]
 
 
-@pytest.mark.parametrize("kept", ["stack", "divisor", "step", "value"])
+@pytest.mark.parametrize("kept", ["inner", "step", "value"])
 def test_what_decides_the_machine_code_stays(kept: str) -> None:
     other = {"value": "int32(78)"}.get(kept, "50")
     texts = [source(), source(**{kept: other})]
     assert unified(texts) == [(text, ()) for text in texts]
+
+
+def test_arrays_get_the_largest_size() -> None:
+    texts = [source(), source(stack="50"), source(stack="10")]
+    assert unified(texts) == [(source(), ())] * 3
+
+
+def test_divisors_outside_of_innermost_loops_become_arguments() -> None:
+    (text, first), (other, second) = unified([source(), source(divisor="50")])
+    assert text == other and "umod_(tile, n1)" in text
+    assert (first, second) == ((100,), (50,))
+    real = source().replace("rb = umod_(tile, 100)", "rb = divide_by(b0[0], float32(3.0))")
+    (text, first), _ = unified([real, real.replace("3.0", "5.0")])
+    assert "divide_by(b0[0], f1)" in text
+    assert first == (int(np.float32(3).view(np.int32)),)
+
+
+def test_micro_kernels_may_differ_and_stay() -> None:
+    other = source(call="softmax_f32_avx512", divisor="50")
+    (text, first), (renamed, second) = unified([source(), other])
+    assert text.replace("softmax_f32_avx2", "softmax_f32_avx512") == renamed != text
+    assert (first, second) == ((100,), (50,))
+    families = [source(), source(call="pack_f32_8_avx2", divisor="50")]
+    assert unified(families) == [(text, ()) for text in families]
+    # Two calls of one micro-kernel are not two of two.
+    twice = [text.rstrip() + "; softmax_f32_avx2(b0, 1)\n" for text in (source(), other)]
+    assert unified(twice) == [(text, ()) for text in twice]
 
 
 @pytest.mark.parametrize("kept", ["count", "stride"])
