@@ -24,6 +24,7 @@ from onnxjit.codegen.expr import (
     as_int,
     leaves,
     loads,
+    poly_add,
     poly_mul,
     substitute,
     walk,
@@ -113,6 +114,13 @@ class Printer:
             raise TypeError(f"a CPU kernel has no {type(s).__name__}")
 
     def for_(self, s: For) -> None:
+        if poly_add(s.stop, s.start, -1) is ONE:  # no loop, and none for LLVM to find that out of
+            self.line(f"{s.var.name} = {self.expression(s.start)}")
+            self.scopes.append({})
+            for inner in s.body:
+                self.statement(inner)
+            self.scopes.pop()
+            return
         start, stop = self.expression(s.start), self.expression(s.stop)
         bounds = stop if start == "0" else f"{start}, {stop}"
         if s.step != 1:

@@ -68,7 +68,7 @@ def _store(s: Stage, axes: tuple[Axis, ...], ev: _Evaluator) -> None:
     if 0 in sizes:
         return
     target = ev.buffers[s.buffer]
-    full = np.broadcast_to(ev.value(s.value, axes), sizes).astype(target.dtype)
+    full = np.broadcast_to(ev.value(s.value, axes), sizes)
     if s.index:
         where = tuple(np.broadcast_to(ev.value(i, axes), sizes) for i in s.index)
         target[where] = full
@@ -123,20 +123,36 @@ class _Evaluator:
                 return data[()]
             if data.size == 0:
                 return numpy_dtype(e.dtype).type(0)
+            whole = self._whole(e, data, axes)
+            if whole is not None:
+                return whole.astype(numpy_dtype(e.dtype), copy=False)
             # Reads outside the buffer occur only in branches that a selection discards.
             where = tuple(
                 np.clip(self._go(i, axes, memo), 0, n - 1)
                 for i, n in zip(e.index, data.shape, strict=True)
             )
-            return np.asarray(data[where]).astype(numpy_dtype(e.dtype))
+            return np.asarray(data[where]).astype(numpy_dtype(e.dtype), copy=False)
         if isinstance(e, Apply):
             args = [self._go(a, axes, memo) for a in e.args]
             if e.fn == "cast":
                 return FUNCTIONS["cast"].evaluate(args[0], e.dtype)
             out = FUNCTIONS[e.fn].evaluate(*args)
-            return np.asarray(out).astype(numpy_dtype(e.dtype))
+            return np.asarray(out).astype(numpy_dtype(e.dtype), copy=False)
         assert isinstance(e, Reduce)
         return self._reduce(e, axes)
+
+    def _whole(self, e: Load, data: np.ndarray, axes: tuple[Axis, ...]) -> np.ndarray | None:
+        """A load that goes once over all of `data`, as a view without indices; else None."""
+        places = [axes.index(i) if i in axes and i not in self.fixed else -1 for i in e.index]
+        if -1 in places or len(set(places)) < len(places):
+            return None
+        extents = [evaluate_int(axes[k].extent, self.dims) for k in places]
+        if extents != list(data.shape):
+            return None
+        shape = [1] * len(axes)
+        for k, n in zip(places, extents, strict=True):
+            shape[k] = n
+        return data.transpose(np.argsort(places)).reshape(shape)
 
     def _reduce(self, e: Reduce, axes: tuple[Axis, ...]) -> Any:
         both = (*axes, *e.axes)

@@ -458,9 +458,20 @@ def substitute(e: Expr, table: Mapping[Expr, Expr]) -> Expr:
 
 def map_loads(e: Expr, fn: Callable[[Load], Expr | None]) -> Expr:
     """Replaces loads; `fn` sees loads whose own indices are already rewritten."""
-    if not loads(e):
-        return e
-    return rewrite(e, lambda x: fn(x) if isinstance(x, Load) else None)
+    memo: dict[Expr, Expr] = {}
+
+    def go(x: Expr) -> Expr:
+        if not loads(x):
+            return x
+        done = memo.get(x)
+        if done is None:
+            done = rebuild(x, go)
+            if isinstance(x, Load):
+                done = fn(done) or done  # type: ignore[arg-type]
+            memo[x] = done
+        return done
+
+    return go(e)
 
 
 # --- text --------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ compiles such sources once.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +24,13 @@ SMALL = 32
 """Bounds and strides of innermost loops up to this one stay what they are."""
 
 _DIVISIONS = ("udiv_", "umod_", "floordiv", "mod_floor", "mod_trunc", "divide_by")
+_REAL = re.compile(r"\bfloat32\([^()]*\)")
+_NUMBER = re.compile(r"\b\d[\d.]*(?:e-?\d+)?")
 _HEAD = "def kernel(ptrs, ints, scratch, begin, end):\n"
 
 
 _Node = ast.Constant | ast.Call | ast.Name
+_EMPTY = ast.Name, ast.expr_context, ast.operator, ast.unaryop
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +51,17 @@ def unified(sources: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
     """For each source one that others share, but for the micro-kernels they call, and the integers
     that it is passed after its own ones. Sources that no other one is like are returned as they
     are, without integers."""
-    groups: dict[str, list[int]] = {}
-    places = [_places(text) for text in sources]
-    for n, text in enumerate(sources):
-        groups.setdefault(_replaced(text, [(p, p.kind) for p in places[n]]), []).append(n)
     result: list[tuple[str, tuple[int, ...]]] = [(text, ()) for text in sources]
+    alike: dict[str, list[int]] = {}
+    for n, text in enumerate(sources):
+        alike.setdefault(_outline(text), []).append(n)
+    places: dict[int, list[_Place]] = {}
+    groups: dict[str, list[int]] = {}
+    for candidates in alike.values():
+        for n in candidates if len(candidates) > 1 else ():
+            places[n] = _places(sources[n])
+            shape = _replaced(sources[n], [(p, p.kind) for p in places[n]])
+            groups.setdefault(shape, []).append(n)
     for members in groups.values():
         columns = [
             (same[0].kind, tuple(p.value for p in same))
@@ -76,6 +86,11 @@ def unified(sources: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
     return result
 
 
+def _outline(text: str) -> str:
+    """A source without its numbers and micro-kernels: only those of one outline can become one."""
+    return _NUMBER.sub("0", CALLABLE.sub("", _REAL.sub("0", text)))
+
+
 def _replaced(text: str, changes: Iterable[tuple[_Place, str]]) -> str:
     parts, done = [], 0
     for place, new in changes:
@@ -92,8 +107,10 @@ def _places(text: str) -> list[_Place]:
     called = {
         s: f"{family_of(s).name}.{n}" for n, s in enumerate(dict.fromkeys(micro_kernels(text)))
     }
+    nodes: list[tuple[_Node, str]] = []
+    _free(ast.parse(text), frozenset(), 1, nodes)
     found = []
-    for node, kind in _free(ast.parse(text), frozenset(), 1):
+    for node, kind in nodes:
         at, to = node.col_offset, node.end_col_offset or 0
         start, stop = starts[node.lineno - 1] + at, starts[(node.end_lineno or 0) - 1] + to
         if isinstance(node, ast.Name):
@@ -107,35 +124,41 @@ def _places(text: str) -> list[_Place]:
     return sorted(found, key=lambda place: place.start)
 
 
-def _free(node: ast.AST, inner: frozenset[str], small: int) -> Iterator[tuple[_Node, str]]:
-    """The nodes that may differ, and how: micro-kernels, and constants, of integers those above
-    `small`; `inner` are variables of innermost loops. 0 and 1 leave no trace in an index: they are
-    of its form."""
+def _free(node: ast.AST, inner: frozenset[str], small: int, found: list[tuple[_Node, str]]) -> None:
+    """Adds the nodes that may differ, and how: micro-kernels, and constants, of integers those
+    above `small`; `inner` are variables of innermost loops. 0 and 1 leave no trace in an index:
+    they are of its form."""
     below: Iterable[ast.AST] = ast.iter_child_nodes(node)
     if isinstance(node, ast.Constant):
         if type(node.value) is int and node.value > small:
-            yield node, "whole"
+            found.append((node, "whole"))
         return
-    if isinstance(node, ast.For) and isinstance(node.target, ast.Name) and _innermost(node):
-        yield from _free(node.iter, inner, SMALL)
+    if isinstance(node, ast.BinOp):
+        below = node.left, node.right
+        if isinstance(node.op, ast.Mult):
+            if any(isinstance(x, ast.Name) and x.id in inner for x in below):
+                small = SMALL
+    elif isinstance(node, ast.For) and isinstance(node.target, ast.Name) and _innermost(node):
+        _free(node.iter, inner, SMALL, found)
         inner, below = inner | {node.target.id}, node.body
-    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-        if any(isinstance(x, ast.Name) and x.id in inner for x in (node.left, node.right)):
-            small = SMALL
-    elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "ints":
+    elif (
+        isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "ints"
+    ):
         return
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         name, below = node.func.id, node.args
         if name == "float32" and _is_number(node.args[0]):
-            yield node, "real"
+            found.append((node, "real"))
             return
         if name.startswith("buffer_"):
             return
         if name.startswith("stack_"):
-            yield node.args[0], "size"  # type: ignore[misc]
+            found.append((node.args[0], "size"))  # type: ignore[arg-type]
             return
         if CALLABLE.fullmatch(name):
-            yield node.func, "micro-kernel"
+            found.append((node.func, "micro-kernel"))
         elif name.startswith("scratch_"):
             below = node.args[1:2]
         elif name in _DIVISIONS and inner:
@@ -145,7 +168,8 @@ def _free(node: ast.AST, inner: frozenset[str], small: int) -> Iterator[tuple[_N
         elif name in DTYPES:
             below = [a for a in node.args if not _is_number(a)]
     for child in below:
-        yield from _free(child, inner, small)
+        if not isinstance(child, _EMPTY):
+            _free(child, inner, small, found)
 
 
 def _innermost(loop: ast.For) -> bool:

@@ -218,12 +218,13 @@ class _Generator:
 
     def plan_alike(self) -> None:
         """Plans kernels that compute the same at other sizes together, because their sources may
-        become one. Those that no rule takes are left to `schedule`."""
+        become one. Few first, so that there is soon something to compile. Those that no rule takes
+        are left to `schedule`."""
         groups: dict[object, list[Kernel]] = {}
         for c in self.p.calls:
             if isinstance(c, KernelCall):
                 groups.setdefault(likeness(c.kernel), []).append(c.kernel)
-        for kernels in groups.values():
+        for kernels in sorted(groups.values(), key=len):
             made: dict[object, Planned] = {}
             for kernel in kernels:
                 named = self.named(kernel)

@@ -8,8 +8,9 @@ fills it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,10 +60,7 @@ class Table:
         self._template = np.array([0 if isinstance(e, str) else e for e in self._index], np.int64)
         self._where = np.array([self._index[e] for e in symbolic], np.intp)
         if symbolic:
-            # names_of has admitted nothing but arithmetic over generated names.
-            body = "".join(f"{e}," for e in symbolic)
-            text = f"lambda {','.join(dims)}: ({body})"
-            self._code = eval(compile(text, "<sizes>", "eval"), {"min": min, "max": max})
+            self._code = _function(symbolic, dims)
 
     def evaluate(self, dims: Sequence[int]) -> np.ndarray:
         assert self._template is not None
@@ -71,6 +69,36 @@ class Table:
         values = self._template.copy()
         values[self._where] = self._code(*dims)
         return values
+
+
+_TOKEN = re.compile(r"[()]|[^()]+")
+
+
+def _function(expressions: Sequence[str], dims: Sequence[str]) -> Callable[..., tuple[int, ...]]:
+    """The values of expressions as a function of sizes, which computes equal parts once: they say
+    the same over and over, and Python takes longer to compile them than to compute them.
+
+    `names_of` has admitted nothing but arithmetic over generated names.
+    """
+    parts: dict[str, str] = {}
+    outer: list[str] = []
+    text = ""
+    for token in _TOKEN.findall("".join(f"{e}," for e in expressions)):
+        if token == "(":
+            outer.append(text)
+            text = ""
+        elif token == ")":
+            part, text = f"({text})", outer.pop()
+            if text.endswith(("min", "max")):
+                part, text = text[-3:] + part, text[:-3]
+            text += parts.setdefault(part, f"t{len(parts)}")
+        else:
+            text += token
+    lines = [f"def sizes({','.join(dims)}):", *(f" {name}={part}" for part, name in parts.items())]
+    scope: dict[str, Any] = {"min": min, "max": max}
+    exec("\n".join([*lines, f" return ({text})"]), scope)
+    function: Callable[..., tuple[int, ...]] = scope["sizes"]
+    return function
 
 
 class Part(NamedTuple):

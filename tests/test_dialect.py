@@ -480,7 +480,7 @@ def test_a_variable_that_no_way_defines_is_zero_and_one_range_is_one_range() -> 
     Kernel(HEAD + body)([y], [], 1, 0)
     assert y.tolist() == [1, 0]
     choice = "    for i in (range(3) if begin < end else range(5)):\n        y[i] = 1\n"
-    with pytest.raises(TypeError, match="Range.*can have one definition only"):
+    with pytest.raises(TypeError, match=r"Range.*can have one definition only"):
         Kernel(HEAD + body + choice)
 
 

@@ -32,6 +32,7 @@ from onnxjit.runtime.plan import (
     Step,
 )
 from onnxjit.runtime.profile import table
+from onnxjit.runtime.stages import Table
 from onnxjit.runtime.threads import available_threads, pool
 
 # out[i] = first[i] OP second[i] over tiles of ints[1] elements of ints[0].
@@ -669,3 +670,24 @@ def test_warm_path_imports_no_compiler():
         "print(sorted({'numba', 'onnx', 'ml_dtypes'} & sys.modules.keys()))"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_sizes_that_say_the_same_are_computed_once() -> None:
+    """The function of a table gives what Python gives for each expression by itself."""
+    rng = np.random.default_rng(3)
+
+    def expression(depth: int) -> str:
+        if depth == 0:
+            return rng.choice(["d0", "d1", "7", "(-1)"])
+        a, b = expression(depth - 1), expression(depth - 1)
+        form = rng.choice(["({} + {})", "({}*{})", "max({}, {}, 1)", "min({}, {})", "({} // 3)"])
+        return form.format(a, b)
+
+    texts = list(dict.fromkeys(expression(depth) for depth in (0, 1, 2, 3, 4) for _ in range(20)))
+    table = Table(["d0", "d1"])
+    places = table.add_all([*texts, 42, *texts])
+    table.freeze(["d0", "d1"])
+    for dims in ((1, 1), (0, 5), (1000, 3)):
+        scope = {"d0": dims[0], "d1": dims[1]}
+        wanted = [eval(text, {"min": min, "max": max}, scope) for text in texts]
+        np.testing.assert_array_equal(table.evaluate(dims)[places], [*wanted, 42, *wanted])

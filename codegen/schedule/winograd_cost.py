@@ -128,14 +128,19 @@ def cheapest(among: Sequence[Choice]) -> Choice:
 
 def choices(s: Sizes, isa: str, l2: int) -> Iterator[Choice]:
     """Every choice with its cycles, the mean of one thread's and of all that `THREADS` spend which
-    share it evenly: for each block and width of a tile the height with the fastest products."""
+    share it evenly: for each block and width of a tile the height with the fastest products.
+    Limits that give equal blocks are one choice."""
     tiles_of = {w: [t for t in microkernels.rows(isa) if t.nr == w]
                 for w in sorted({t.nr for t in microkernels.rows(isa)})}  # fmt: skip
+    seen = set()
     for algorithm, limit, wide in product((F2, F4), BLOCKS, tiles_of):
         m = algorithm.m
         tile_rows, tile_columns = s.batch * -(-s.rows // m), -(-s.columns // m)
         width = even(tile_columns, limit)
         height = even(tile_rows, max(1, limit // width))
+        if (algorithm.m, wide, width, height) in seen:
+            continue
+        seen.add((algorithm.m, wide, width, height))
         blocks = -(-tile_columns // width) * -(-tile_rows // height)
         block = min(
             (Block(s, algorithm, t, blocks, height, width, l2) for t in tiles_of[wide]),
