@@ -1,8 +1,9 @@
 """Whole processes: from their start to the first output, and their peak resident set.
 
 The kinds take turns: onnxjit with an empty cache, onnxjit with a full one, each other engine, and
-"numpy", a process that imports NumPy, reads the inputs and has no model: the floor of the others.
-Medians. An engine that fails is an entry that says why.
+"numpy", a process that imports NumPy, reads the inputs and has no model: the floor of the others,
+together with a later run of the model (`call`). Medians. An engine that fails is an entry that says
+why.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def measure(arguments: Namespace, name: str, threads: int) -> dict[str, Any]:
             kind: {
                 "seconds": median(row["seconds"] for row in rows),
                 "least": min(row["seconds"] for row in rows),
+                "call": min(row["call"] for row in rows),
                 "peak": median(row["peak"] for row in rows),
                 "children": median(row["children"] for row in rows),
                 "processes": len(rows),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
-from onnxjit.codegen.expr import ONE, Expr, apply, cast
+from onnxjit.codegen.expr import ONE, Expr, apply, as_int, cast
+from onnxjit.codegen.kernel import TensorType
 from onnxjit.codegen.tensor import DefinitionError, Tensor, compute, elementwise
+from onnxjit.graph import Node
 from onnxjit.operators.conv import conv_windows, convolve, with_bias
 from onnxjit.operators.matmul import product_of
 from onnxjit.operators.quantize import RANGES, each, requantized
-from onnxjit.operators.registry import Case, operator
+from onnxjit.operators.registry import Case, Expansion, Known, operator
 from onnxjit.operators.samples import draw
 
 
@@ -38,9 +42,93 @@ def single(s: Tensor | None) -> Tensor | None:
     return Tensor((), s.dtype, lambda _: s.at(0))
 
 
+_EXACT = 1 << 24
+"""Integers up to this size are float32 numbers, and so are sums of products that stay below."""
+
+_FLOAT, _INT32 = 1, 6
+"""TensorProto.DataType."""
+
+FEWEST = 256
+"""Terms that a block of 8-bit products has room for, whatever the zero points."""
+
+
+def float_products(node: Node, inputs: Sequence[Known], prefix: str) -> Expansion | None:
+    """Float32 products of so many terms at a time that all sums are exact integers, added in int32.
+
+    Register tiles of float32 are several times as fast as sums of int32 products. None where the
+    number of terms is not known, or an operand has less than two axes or more than 8 bits.
+    """
+    a, b, *zeros = [*inputs, None, None][:4]
+    if not isinstance(a, TensorType) or b is None or a.rank < 2 or len(b.shape) < 2:
+        return None
+    depth = as_int(a.shape[-1])
+    same = depth == (b.shape[-2] if isinstance(b, np.ndarray) else as_int(b.shape[-2]))
+    if not depth or not same or not {a.dtype, str(b.dtype)} <= RANGES.keys():
+        return None
+    terms = _EXACT // max(1, math.prod(map(magnitude, (a, b), zeros)))
+    if terms < FEWEST:
+        return None
+    count = -(-depth // terms)
+    edges = [depth * k // count for k in range(count + 1)]
+    sizes = [stop - start for start, stop in pairwise(edges)]
+    nodes: list[Node] = []
+    constants: dict[str, np.ndarray] = {}
+
+    def make(op: str, version: int, *names: str, made: Sequence[str], **attrs: object) -> None:
+        nodes.append(Node(op, "", version, names, tuple(made), attrs, node.name))
+
+    def parts(k: int, axis: int) -> list[str]:
+        """The parts of operand `k` less its zero point."""
+        own, zero = prefix + "ab"[k], [*node.inputs, "", ""][k + 2]
+        made = [f"{own}{n}" for n in range(count)]
+        x, z = inputs[k], zeros[k]
+        if isinstance(x, np.ndarray) and not isinstance(z, TensorType):
+            data = x.astype(np.float32)
+            if z is not None:
+                data -= z.astype(np.float32)
+            constants.update(zip(made, np.split(data, edges[1:-1], axis), strict=True))
+            return made
+        make("Cast", 13, node.inputs[k], made=[own], to=_FLOAT)
+        if z is not None:
+            make("Cast", 13, zero, made=[own + "z"], to=_FLOAT)
+            one_each = k == 0 and len(z.shape) == 1 and z.shape[0] not in (1, ONE)
+            if one_each:  # of the left operand's zero points there is one a row
+                make("Unsqueeze", 11, own + "z", made=[own + "r"], axes=[1])
+            make("Sub", 7, own, own + ("r" if one_each else "z"), made=[own + "c"])
+            own += "c"
+        make("Split", 11, own, made=made, axis=axis, split=sizes)
+        return made
+
+    left, right = parts(0, a.rank - 1), parts(1, len(b.shape) - 2)
+    for k in range(count):
+        total = node.outputs[0] if k == count - 1 else f"{prefix}s{k}"
+        make("MatMul", 13, left[k], right[k], made=[f"{prefix}p{k}"])
+        make("Cast", 13, f"{prefix}p{k}", made=[f"{prefix}i{k}" if k else total], to=_INT32)
+        if k:
+            make("Add", 7, f"{prefix}s{k - 1}", f"{prefix}i{k}", made=[total])
+    return nodes, constants
+
+
+def magnitude(x: Known, zero: Known) -> int:
+    """The largest of |x - zero| that there can be, for 8-bit integers."""
+    if isinstance(x, np.ndarray):
+        low, high = (int(x.min()), int(x.max())) if x.size else (0, 0)
+    else:
+        assert x is not None
+        low, high = RANGES[x.dtype]
+    if zero is None:
+        return max(-low, high)
+    if isinstance(zero, np.ndarray) and zero.size:
+        return max(int(zero.max()) - low, high - int(zero.min()))
+    assert isinstance(zero, TensorType)
+    first, last = RANGES[zero.dtype]
+    return max(last - low, high - first)
+
+
 @operator(
     "MatMulInteger",
     since=10,
+    expand=float_products,
     cases=[
         Case(
             draw("uint8[4,3]", "int8[3,2]", np.array(2, "uint8"), np.array(1, "int8")),

@@ -13,8 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from onnxjit.codegen.kernel import TensorType
+from onnxjit.graph import Node
+
 Definition = Callable[..., Any]
 Inference = Callable[..., Any]
+Known = TensorType | np.ndarray | None
+"""An input: its data where it is a constant, its type elsewhere, None where it is left out."""
+Expansion = tuple[list[Node], dict[str, np.ndarray]]
+"""Nodes in order, and constants that they read."""
+Expand = Callable[[Node, Sequence[Known], str], Expansion | None]
+"""Of a node, its inputs, and how names of values between the new nodes begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,8 @@ class Operator:
     """`since`..`until` are the schema versions this definition covers (until = None: newest).
 
     A `host` operator's `define` computes NumPy arrays; its `infer` gives the types of its outputs
-    from tensors and attributes, with None for a size that depends on data.
+    from tensors and attributes, with None for a size that depends on data. `expand` gives nodes
+    that compute the same faster than one kernel could, where there are such.
     """
 
     name: str
@@ -58,6 +70,7 @@ class Operator:
     variadic: bool
     host: bool = False
     infer: Inference | None = None
+    expand: Expand | None = None
 
 
 _TABLE: dict[tuple[str, str], list[Operator]] = {}
@@ -72,6 +85,7 @@ def operator(
     cases: Sequence[Case] = (),
     host: bool = False,
     infer: Inference | None = None,
+    expand: Expand | None = None,
 ) -> Callable[[Definition], Definition]:
     """Registers a definition. `host=True`: the function computes NumPy arrays at run time instead
     (for operators whose output shapes depend on data, or that are no function of an index); reports
@@ -85,7 +99,17 @@ def operator(
         keywords = frozenset(p.name for p in params if p.kind is p.KEYWORD_ONLY)
         variadic = any(p.kind is p.VAR_KEYWORD for p in params)
         row = Operator(
-            name, domain, since, until, define, tuple(cases), keywords, variadic, host, infer
+            name,
+            domain,
+            since,
+            until,
+            define,
+            tuple(cases),
+            keywords,
+            variadic,
+            host,
+            infer,
+            expand,
         )
         rows = _TABLE.setdefault((domain, name), [])
         for other in rows:

@@ -207,12 +207,31 @@ class _Lowering:
                 self.opaque_inputs(node)
             elif op.host:
                 self.host(node, op)
-            else:
+            elif not self.expanded(node, op):
                 self.kernel(node, op)
         except NeedsValue as e:
             self.defer(node, self.needed_by(node, e))
         except DefinitionError as e:
             raise ModelError(f"{node}: {e}") from e
+
+    def expanded(self, node: Node, op: Operator) -> bool:
+        """Lowers the nodes that an operator's `expand` gives for one; whether there are such."""
+        if op.expand is None:
+            return False
+        vids = [self.ids[n] if n else "" for n in node.inputs]
+        known = [self.constants.get(v, self.types[v]) if v else None for v in vids]
+        prefix = f"{node.outputs[0]}/"
+        while any(name.startswith(prefix) for name in self.ids):
+            prefix += "/"
+        made = op.expand(node, known, prefix)
+        if made is None:
+            return False
+        nodes, constants = made
+        for name, data in constants.items():
+            self.constant(self.value(name), data)
+        for inner in nodes:
+            self.node(inner)
+        return True
 
     # --- what waits for run time --------------------------------------------------------------
 
