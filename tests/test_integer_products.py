@@ -134,3 +134,49 @@ def test_names_of_the_model_are_not_taken() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     y, none = onnxjit.compile(model, jobs=0)(a=a)
     assert (y == 21000).all() and not none.any()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_quantized_products_are_rounded_once(data: st.DataObject) -> None:
+    """The exact sum, one product with the scales in float32, one rounding to even."""
+    draw = data.draw
+    m, n = (draw(st.sampled_from([1, 5, 16, 33])) for _ in range(2))
+    k = draw(st.sampled_from([1, 64, 255, 519, 1031]))
+    kind = draw(st.sampled_from(sorted(CODES)))
+    shape = draw(st.sampled_from([(), (1,)]))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    limits = np.iinfo(kind)
+
+    def some(*sizes: int) -> np.ndarray:
+        return np.asarray(rng.integers(limits.min, limits.max + 1, sizes)).astype(kind)
+
+    a, b, za, zb, zy = some(m, k), some(k, n), some(*shape), some(*shape), some(*shape)
+    sa, sb, sy = (
+        np.full(shape, x, np.float32)
+        for x in (0.013, rng.uniform(0.001, 0.1), 0.013 * np.sqrt(k) * rng.uniform(0.5, 9))
+    )
+    arrays = dict(
+        zip(
+            ("a", "sa", "za", "b", "sb", "zb", "sy", "zy"),
+            (a, sa, za, b, sb, zb, sy, zy),
+            strict=True,
+        )
+    )
+    fixed = draw(st.sampled_from([set(), set(arrays) - {"a"}, {"b", "zb"}]))
+    code = {**CODES, "float32": TensorProto.FLOAT}
+    inputs = [
+        helper.make_tensor_value_info(name, code[x.dtype.name], x.shape)
+        for name, x in arrays.items()
+        if name not in fixed
+    ]
+    node = helper.make_node("QLinearMatMul", [*arrays], ["y"])
+    output = helper.make_tensor_value_info("y", CODES[kind], None)
+    made = [numpy_helper.from_array(arrays[name], name) for name in sorted(fixed)]
+    graph = helper.make_graph([node], "g", inputs, [output], made)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    found = onnxjit.compile(model, jobs=0)(**{n: x for n, x in arrays.items() if n not in fixed})
+    total = exact({"a": a, "b": b, "za": za.reshape(()), "zb": zb.reshape(())})
+    scale = (sa * sb / sy).reshape(())
+    wanted = np.rint(total.astype(np.float32) * scale) + zy.reshape(()).astype(np.float32)
+    np.testing.assert_array_equal(found, np.clip(wanted, limits.min, limits.max).astype(kind))

@@ -157,9 +157,38 @@ def _scalar(value: float, dtype: str = "float32") -> np.ndarray:
     return np.array(value, dtype)
 
 
+def quantized_nodes(node: Node, inputs: Sequence[Known], prefix: str) -> Expansion | None:
+    """`MatMulInteger` and what `qlinear_matmul` makes of its sums; None where that has no nodes, or
+    where there are several scales or zero points of an operand."""
+    a, left, a_zero, b, right, b_zero, out, y_zero = node.inputs
+    rest = (*inputs[1:3], *inputs[4:])
+    single = all(x is not None and [*x.shape] in ([], [1], [ONE]) for x in rest)
+    plain = all(x is not None and x.dtype == "float32" for x in (inputs[1], inputs[4], inputs[6]))
+    product = Node(
+        "MatMulInteger", "", 10, (a, b, a_zero, b_zero), (prefix + "sum",), {}, node.name
+    )
+    known = [inputs[k] for k in (0, 3, 2, 5)]
+    if not single or not plain or float_products(product, known, prefix) is None:
+        return None
+
+    def make(op: str, *names: str, made: str, **attrs: object) -> Node:
+        return Node(op, "", 13, names, (made,), attrs, node.name)
+
+    nodes = [
+        product,
+        make("Cast", prefix + "sum", made=prefix + "real", to=_FLOAT),
+        make("Mul", left, right, made=prefix + "both"),
+        make("Div", prefix + "both", out, made=prefix + "scale"),
+        make("Mul", prefix + "real", prefix + "scale", made=prefix + "scaled"),
+        make("QuantizeLinear", prefix + "scaled", prefix + "one", y_zero, made=node.outputs[0]),
+    ]
+    return nodes, {prefix + "one": np.array(1, np.float32)}
+
+
 @operator(
     "QLinearMatMul",
     since=10,
+    expand=quantized_nodes,
     cases=[
         Case(
             draw(
