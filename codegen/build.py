@@ -31,7 +31,7 @@ from onnxjit.codegen.build_process import (
 )
 from onnxjit.codegen.build_queue import JobQueue
 from onnxjit.codegen.cache import Cache
-from onnxjit.codegen.dialect_table import CALLABLE, family_of, linked, micro_kernels
+from onnxjit.codegen.dialect_table import CALLABLE, linked, places_of_calls
 from onnxjit.codegen.fingerprint import content_key, modules_digest
 from onnxjit.codegen.target import Target, host
 
@@ -349,10 +349,9 @@ def _kernel_job(do: str, source: Source, target: Target) -> _Job:
     size = len(source.text)
     if do != "object":
         return _Job("", f"{own}.{do}", label, request, size)
-    called = [s for s in dict.fromkeys(micro_kernels(source.text)) if s in source.symbols]
-    places = {s: f"{family_of(s).name}.{n}" for n, s in enumerate(called)}
-    likeness = CALLABLE.sub(lambda m: places.get(m[0], m[0]), source.text)
-    names = (symbol, *map(linked, called))
+    places = places_of_calls(source.text)
+    likeness = CALLABLE.sub(lambda m: places[m[0]], source.text)
+    names = (symbol, *map(linked, places))
     return _Job("kernels", own, label, request, size, f"{source.wide} {likeness}", names)
 
 

@@ -20,7 +20,6 @@ class Lowering(Lower):
     """Lowers one function; `lower` fills the module of its library."""
 
     def _find_singly_assigned_variable(self) -> None:
-        self._singly_assigned_vars: set[str] = set()
         self._single = single_definitions(self.func_ir.blocks)
         self._values: dict[str, Any] = {}
 

@@ -76,9 +76,11 @@ CALLABLE = re.compile(rf"\b(?:{'|'.join(f.pattern.pattern for f in FAMILIES)})\b
 """The symbol of a micro-kernel in the text of a source."""
 
 
-def micro_kernels(text: str) -> list[str]:
-    """The micro-kernels that a source names, in order, as often as it does."""
-    return [found[0] for found in CALLABLE.finditer(text)]
+def places_of_calls(text: str) -> dict[str, str]:
+    """The micro-kernels that a source names, in order, and what stands for each in sources that
+    call others in their places: its family and its number."""
+    called = dict.fromkeys(found[0] for found in CALLABLE.finditer(text))
+    return {symbol: f"{family_of(symbol).name}.{n}" for n, symbol in enumerate(called)}
 
 
 _LINKED = 48

@@ -24,7 +24,6 @@ from onnxjit.codegen.expr import (
     as_int,
     leaves,
     loads,
-    poly_add,
     poly_mul,
     substitute,
     walk,
@@ -114,7 +113,7 @@ class Printer:
             raise TypeError(f"a CPU kernel has no {type(s).__name__}")
 
     def for_(self, s: For) -> None:
-        if poly_add(s.stop, s.start, -1) is ONE:  # no loop, and none for LLVM to find that out of
+        if s.stop - s.start is ONE:  # no loop, and none for LLVM to find that out of
             self.line(f"{s.var.name} = {self.expression(s.start)}")
             self.scopes.append({})
             for inner in s.body:

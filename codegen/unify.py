@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxjit.codegen.dialect_table import CALLABLE, DTYPES, family_of, micro_kernels
+from onnxjit.codegen.dialect_table import CALLABLE, DTYPES, places_of_calls
 
 SMALL = 32
 """Bounds and strides of innermost loops up to this one stay what they are."""
@@ -104,9 +104,7 @@ def _places(text: str) -> list[_Place]:
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    called = {
-        s: f"{family_of(s).name}.{n}" for n, s in enumerate(dict.fromkeys(micro_kernels(text)))
-    }
+    called = places_of_calls(text)
     nodes: list[tuple[_Node, str]] = []
     _free(ast.parse(text), frozenset(), 1, nodes)
     found = []

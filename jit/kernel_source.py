@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from onnxjit.codegen.build import Builder, Source, symbol_of
 from onnxjit.codegen.build_process import CompileError
 from onnxjit.codegen.dialect_python import python_namespace
-from onnxjit.codegen.dialect_table import FAMILIES
+from onnxjit.codegen.dialect_table import CALLABLE
 from onnxjit.codegen.target import host
 from onnxjit.errors import KernelSourceError
 
@@ -75,7 +75,7 @@ def called_micro_kernels(given: Text) -> tuple[str, ...]:
 
 
 def _is_micro_kernel(name: str) -> bool:
-    return any(family.pattern.fullmatch(name) for family in FAMILIES)
+    return CALLABLE.fullmatch(name) is not None
 
 
 def _parsed(given: Text) -> ast.Module:

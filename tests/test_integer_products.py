@@ -180,3 +180,30 @@ def test_quantized_products_are_rounded_once(data: st.DataObject) -> None:
     scale = (sa * sb / sy).reshape(())
     wanted = np.rint(total.astype(np.float32) * scale) + zy.reshape(()).astype(np.float32)
     np.testing.assert_array_equal(found, np.clip(wanted, limits.min, limits.max).astype(kind))
+
+
+@pytest.mark.parametrize("op", ["MatMulInteger", "QLinearMatMul"])
+@pytest.mark.parametrize(
+    "wrong", [("float", "float32[]"), ("none", "uint8[0]"), ("five", "uint8[5]"), ("missing", "")]
+)
+def test_bad_operands_are_refused_by_the_name_of_their_node(
+    op: str, wrong: tuple[str, str]
+) -> None:
+    """What the expansion does not understand is left to the definition, which names the node."""
+    name, text = wrong
+    zero = np.zeros({"uint8[0]": 0, "uint8[5]": 5}.get(text, ()), text.partition("[")[0] or "uint8")
+    arrays = {"a": np.ones((3, 4), np.uint8), "b": np.ones((4, 2), np.uint8), name: zero}
+    names = ["a", "b", name] if text else ["a"]
+    if op == "QLinearMatMul":
+        arrays["s"] = np.array(0.5, np.float32)
+        names = ["a", "s", name, "b", "s", name, "s", name] if text else ["a", "s", name]
+    inputs = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
+        for n, x in arrays.items()
+    ]
+    node = helper.make_node(op, names, ["y"], name="the_node")
+    output = helper.make_tensor_value_info("y", TensorProto.UNDEFINED, None)
+    graph = helper.make_graph([node], "g", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    with pytest.raises(onnxjit.ModelError, match=f"{op}.*the_node"):
+        onnxjit.compile(model, jobs=0)

@@ -28,6 +28,7 @@ from onnxjit.codegen.expr import (
     axes_of,
     index,
     loads,
+    map_loads,
     rewrite,
     substitute,
     walk,
@@ -148,7 +149,7 @@ def steps(body: Expr, column: Axis, tap: Axis) -> tuple[int, int]:
     ((stride, dilation),) = moving
     if not stride or not dilation or not (0 < stride <= STEPS and 0 < dilation <= STEPS):
         raise Declined("the window does not run along contiguous lines")
-    if {column, tap} & axes_of(rewrite(body, lambda x: ZERO if isinstance(x, Load) else None)):
+    if {column, tap} & axes_of(map_loads(body, lambda _: ZERO)):
         raise Declined("what is reduced depends on its place")
     return stride, dilation
 
@@ -252,7 +253,7 @@ def joined_rows(d: Window, pitch: int, first: Expr, last: Expr, start: Expr) -> 
     fn, dtype = d.red.fn, d.red.dtype
     here: dict[Expr, Expr] = {d.column: start, d.tap: ZERO}
     # A read at column * stride + tap * dilation is `w` further on than at the start of the line.
-    moved = rewrite(d.body, lambda x: shifted(x, d, w) if isinstance(x, Load) else None)
+    moved = map_loads(d.body, lambda x: shifted(x, d, w))
     element = substitute(moved, here)
     at = LINE * pitch + w
     total, inside = written_out(d.red, d.rows, d.guard, element)

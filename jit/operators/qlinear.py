@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from onnxjit.codegen.expr import ONE, Expr, apply, as_int, cast
+from onnxjit.codegen.expr import ONE, Expr, apply, as_int, cast, index
 from onnxjit.codegen.kernel import TensorType
 from onnxjit.codegen.tensor import DefinitionError, Tensor, compute, elementwise
 from onnxjit.graph import Node
@@ -21,8 +21,9 @@ from onnxjit.operators.samples import draw
 
 def centred(x: Tensor, zero: Tensor | None) -> Tensor:
     """x - zero in int32, under broadcasting."""
-    if x.dtype not in RANGES:
-        raise DefinitionError(f"{x.dtype} operands of integer products are not supported")
+    for t in (x, zero):
+        if t is not None and t.dtype not in RANGES:
+            raise DefinitionError(f"{t.dtype} operands of integer products are not supported")
     if zero is None:
         return elementwise(lambda v: cast(v, "int32"), x)
     return elementwise(lambda v, z: cast(v, "int32") - cast(z, "int32"), x, zero)
@@ -56,14 +57,19 @@ def float_products(node: Node, inputs: Sequence[Known], prefix: str) -> Expansio
     """Float32 products of so many terms at a time that all sums are exact integers, added in int32.
 
     Register tiles of float32 are several times as fast as sums of int32 products. None where the
-    number of terms is not known, or an operand has less than two axes or more than 8 bits.
+    number of terms is not known, an operand has less than two axes or more than 8 bits, or the
+    definition has to say what is wrong.
     """
+    if not 2 <= len(inputs) <= 4:
+        return None
     a, b, *zeros = [*inputs, None, None][:4]
-    if not isinstance(a, TensorType) or b is None or a.rank < 2 or len(b.shape) < 2:
+    if not isinstance(a, TensorType) or b is None or min(a.rank, len(b.shape)) < 2:
         return None
     depth = as_int(a.shape[-1])
-    same = depth == (b.shape[-2] if isinstance(b, np.ndarray) else as_int(b.shape[-2]))
-    if not depth or not same or not {a.dtype, str(b.dtype)} <= RANGES.keys():
+    if not depth or index(b.shape[-2]) is not a.shape[-1]:
+        return None
+    known = {a.dtype, str(b.dtype)} <= RANGES.keys()
+    if not known or not all(map(single_or_each, zeros, (a.shape[-2], b.shape[-1]))):
         return None
     terms = _EXACT // max(1, math.prod(map(magnitude, (a, b), zeros)))
     if terms < FEWEST:
@@ -91,7 +97,7 @@ def float_products(node: Node, inputs: Sequence[Known], prefix: str) -> Expansio
         make("Cast", 13, node.inputs[k], made=[own], to=_FLOAT)
         if z is not None:
             make("Cast", 13, zero, made=[own + "z"], to=_FLOAT)
-            one_each = k == 0 and len(z.shape) == 1 and z.shape[0] not in (1, ONE)
+            one_each = k == 0 and len(z.shape) == 1 and index(z.shape[0]) is not ONE
             if one_each:  # of the left operand's zero points there is one a row
                 make("Unsqueeze", 11, own + "z", made=[own + "r"], axes=[1])
             make("Sub", 7, own, own + ("r" if one_each else "z"), made=[own + "c"])
@@ -109,20 +115,26 @@ def float_products(node: Node, inputs: Sequence[Known], prefix: str) -> Expansio
     return nodes, constants
 
 
-def magnitude(x: Known, zero: Known) -> int:
-    """The largest of |x - zero| that there can be, for 8-bit integers."""
-    if isinstance(x, np.ndarray):
-        low, high = (int(x.min()), int(x.max())) if x.size else (0, 0)
-    else:
-        assert x is not None
-        low, high = RANGES[x.dtype]
+def single_or_each(zero: Known, count: Expr | int) -> bool:
+    """Whether a zero point is left out, one 8-bit integer, or one for each row or column."""
     if zero is None:
-        return max(-low, high)
-    if isinstance(zero, np.ndarray) and zero.size:
-        return max(int(zero.max()) - low, high - int(zero.min()))
-    assert isinstance(zero, TensorType)
-    first, last = RANGES[zero.dtype]
+        return True
+    allowed = ONE, index(count)
+    small = len(zero.shape) < 2 and str(zero.dtype) in RANGES
+    return small and all(index(n) in allowed for n in zero.shape)
+
+
+def magnitude(x: Known, zero: Known) -> int:
+    """The largest of |x - zero| that there can be."""
+    (low, high), (first, last) = bounds(x), bounds(zero)
     return max(last - low, high - first)
+
+
+def bounds(x: Known) -> tuple[int, int]:
+    """The least and the greatest integer that an input can hold."""
+    if isinstance(x, TensorType):
+        return RANGES[x.dtype]
+    return (int(x.min()), int(x.max())) if x is not None and x.size else (0, 0)
 
 
 @operator(
@@ -160,15 +172,17 @@ def _scalar(value: float, dtype: str = "float32") -> np.ndarray:
 def quantized_nodes(node: Node, inputs: Sequence[Known], prefix: str) -> Expansion | None:
     """`MatMulInteger` and what `qlinear_matmul` makes of its sums; None where that has no nodes, or
     where there are several scales or zero points of an operand."""
+    if len(inputs) != 8:
+        return None
     a, left, a_zero, b, right, b_zero, out, y_zero = node.inputs
     rest = (*inputs[1:3], *inputs[4:])
-    single = all(x is not None and [*x.shape] in ([], [1], [ONE]) for x in rest)
+    alone = all(x is not None and [*x.shape] in ([], [1], [ONE]) for x in rest)
     plain = all(x is not None and x.dtype == "float32" for x in (inputs[1], inputs[4], inputs[6]))
     product = Node(
         "MatMulInteger", "", 10, (a, b, a_zero, b_zero), (prefix + "sum",), {}, node.name
     )
     known = [inputs[k] for k in (0, 3, 2, 5)]
-    if not single or not plain or float_products(product, known, prefix) is None:
+    if not alone or not plain or float_products(product, known, prefix) is None:
         return None
 
     def make(op: str, *names: str, made: str, **attrs: object) -> Node:
