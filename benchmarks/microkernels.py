@@ -31,7 +31,7 @@ entry:
 loop:
   %i = phi i64 [ 0, %entry ], [ %j, %loop ]
   call void %tile(ptr %a, i64 %rs, ptr %segs, i64 1, i64 %depth, ptr %b, ptr %c, i64 %ldc, i64 0,
-                  ptr %b)
+                  ptr %a)
   %j = add i64 %i, 1
   %more = icmp ult i64 %j, {CALLS}
   br i1 %more, label %loop, label %done

@@ -5,9 +5,11 @@
     C[i, j] = sum(s < nseg, k < run) a[i*rs + segs[s] + k] * b[(s*run + k)*nr + j]
     c[i*ldc + j] = C[i, j]      (+= where `more` is not 0)
 
-The mr * nr block of C stays in vector registers through all segments. With each step of k the next
-cache lines from `ahead` on are prefetched into L2, as many as B has. The IR goes to the code
-generator without optimisation passes, so what is written here is what runs:
+The mr * nr block of C stays in vector registers through all segments. B is prefetched into L2: at
+`ahead`, for the tiles behind this one, the lines of one step of k in each iteration of `unroll`
+steps; or where `ahead` is `b`, because no other tile shares B, the lines of every step, FAR bytes
+ahead of it. The IR goes to the code generator without optimisation passes, so what is written here
+is what runs:
 
 - Row addresses are one moving pointer plus a loop-invariant offset. On x86 an address is base +
   index * {1, 2, 4, 8}, so the odd multiples of the row stride reach every row: seven index
@@ -37,6 +39,10 @@ _I64 = ir.IntType(64)
 _PTR = ir.PointerType()
 _FLOAT_BYTES = 4
 _LINE_BYTES = 64
+FAR = 16 * 1024
+"""Bytes from what a tile reads of B to what it prefetches of it: enough for memory's latency, and
+still in L2 when its turn comes."""
+
 _READ_INTO_L2 = [ir.Constant(_I32, n) for n in (0, 2, 1)]  # read, locality, data cache
 
 
@@ -62,8 +68,8 @@ class Tile:
     register: str
 
     @property
-    def ahead(self) -> int:
-        """Cache lines that are prefetched with each step of k: as many as a row of B has."""
+    def lines(self) -> int:
+        """Cache lines of a row of B, which are prefetched together."""
         return self.prefetch * max(1, self.nv * self.lanes * _FLOAT_BYTES // _LINE_BYTES)
 
 
@@ -155,6 +161,9 @@ class _Generator:
         segs_end = self.at(segs, build.shl(nseg, _i64(3)))
         run_bytes = build.shl(run, _i64(2))
         unrolled = build.and_(run_bytes, _i64(-tile.unroll * _FLOAT_BYTES))
+        own = build.icmp_unsigned("==", ahead, b)
+        ahead = build.select(own, self.at(b, _i64(FAR)), ahead)
+        self.spread = build.select(own, _i64(tile.lines * _LINE_BYTES), _i64(0))
         zeros = [self.zero] * (tile.sets * tile.mr * tile.nv)
         entry = build.block
         build.cbranch(build.icmp_signed("!=", more, _i64(0)), blocks["old"], blocks["start"])
@@ -245,12 +254,14 @@ class _Generator:
                     acc[n] = build.call(self.fma, [splat, vector, acc[n]])
                 a = self.after(a, [splat, *acc[n + 1 - tile.nv : n + 1]])
             b = self.after(b, acc[n : n + 1])
-            for line in range(step * tile.ahead, (step + 1) * tile.ahead):
+            for line in range(tile.lines):
                 address = self.at(ahead, _i64(line * _LINE_BYTES))
                 build.call(self.prefetch, [address, *_READ_INTO_L2])
+            if step + 1 < steps and tile.lines:
+                ahead = self.at(ahead, self.spread)
         moved = [
             self.at(a, _i64(steps * _FLOAT_BYTES)),
-            self.at(ahead, _i64(steps * tile.ahead * _LINE_BYTES)),
+            self.at(ahead, _i64(tile.lines * _LINE_BYTES)),
             self.at(b, _i64(steps * self.b_step)),
         ]
         join(heads, [*moved, *acc], block)

@@ -13,8 +13,10 @@ A row is named by its symbol, and the name says everything:
 channels-last rows is a segment per (kh) with run KW*C, or per (kh, kw) with run C, and rs the
 stride between output pixels. B is packed [k][nr] and zero padded. With no segment, or run 0,
 nothing is read and the sum is zero. Nothing outside the elements named above is touched; the only
-alignment needed is that of the elements (B and C run best on 64 bytes). `ahead` is a hint: with
-each of the nseg * run steps as much as a row of B is prefetched from there on, wherever it points.
+alignment needed is that of the elements (B and C run best on 64 bytes). `ahead` is a hint, and may
+point anywhere: a quarter (half for more than 16 accumulators) as much as B has is prefetched from
+there on, so that four tiles prefetch what the tiles behind them share; where it is `b`, a tile that
+has its B to itself prefetches that.
 
     gemm_f32_1to{mr}x{nr}_{isa}
 

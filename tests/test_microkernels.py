@@ -83,12 +83,13 @@ def runnable_target(isa: str) -> Target:
     return limited(host(), isa if isa in ("avx512", "avx2", "scalar") else "scalar")
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("more", [0, 1])
 @pytest.mark.parametrize("kernel", RUNNABLE, ids=lambda kernel: kernel.symbol)
-def test_row_matches_numpy_and_stays_in_bounds(link, kernel, more):
+def test_row_matches_numpy_and_stays_in_bounds(link, kernel, more, alone):
     function = link(kernel.symbol, runnable_target(kernel.isa))
     for case in SEGMENTS:
-        check(function, kernel.mr, kernel.nr, more, *case)
+        check(function, kernel.mr, kernel.nr, more, *case, alone=alone)
 
 
 @pytest.mark.parametrize("isa", sorted({kernel.isa for kernel in RUNNABLE}))
@@ -105,7 +106,7 @@ def test_one_function_takes_any_number_of_rows(link, isa):
             function(None, 1, None, 1, 1, None, None, 1, 0, None, count)
 
 
-def check(function, mr, nr, more, offsets, run, stride, any_rows=False):
+def check(function, mr, nr, more, offsets, run, stride, any_rows=False, alone=False):
     rng = np.random.default_rng(mr * nr)
     depth, ldc = len(offsets) * run, nr + 3
     reach = (mr - 1) * stride + max(offsets, default=0) + run if depth else 0
@@ -126,10 +127,10 @@ def check(function, mr, nr, more, offsets, run, stride, any_rows=False):
         tile[:] = rng.standard_normal((mr, nr))
         expected, scale = expected + tile, scale + np.abs(tile)
     segs = np.asarray(offsets, np.int64)
-    # What is prefetched is behind the fence.
+    # What is prefetched is behind the fence, or with `alone` may be.
     function(
         a.address, stride, segs.ctypes.data, len(offsets), run, b.address, c.address, ldc, more,
-        b.address + b.array.nbytes, *([mr] if any_rows else []),
+        b.address + (0 if alone else b.array.nbytes), *([mr] if any_rows else []),
     )  # fmt: skip
     error = np.abs(tile - expected)
     bound = 2e-7 * (depth + 2) * scale

@@ -67,7 +67,7 @@ from onnxjit.codegen.schedule.contraction_window import ROW_IN_BLOCK
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
 from onnxjit.codegen.schedule.reduction import replace_node
 from onnxjit.codegen.schedule.register_tile import (
-    AHEAD,
+    ahead,
     register_tile,
     tile_call,
     tile_symbols,
@@ -357,9 +357,13 @@ class ContractionNest(Operands):
 
     def compute(self, x: Operand, k: KBlocks, acc_at: Expr) -> tuple[Stmt, ...]:
         """The micro-kernel call of one row tile and block of k."""
-        m0, rows = Var("m0"), Var("rows")
+        m0, rows, mt = Var("m0"), Var("rows"), Var("mt")
         base = substitute(x.base, {self.mi: m0}) if self.mi is not None else x.base
         y = self.y_panel + (k.depth_offset + k.start) * self.nr
+        # A tile that shares its panel with no other reads it once, as fast as memory gives it.
+        alone = apply("le", poly_mul(self.strip, self.line_tiles), ONE)
+        tile: Expr = mt if self.row is None else mt + poly_mul(self.row, self.m_tiles)
+        shared = ahead(self.nr, poly_mul(k.segments, k.run), tile)
         arguments = (
             Address(x.buffer, base + k.depth_start + k.shift),
             x.step,
@@ -370,7 +374,7 @@ class ContractionNest(Operands):
             Address("acc", acc_at),
             index(self.nr),
             k.more,
-            Address(self.y_buffer, y + AHEAD),
+            Address(self.y_buffer, y + apply("select", alone, ZERO, shared)),
         )
         call = tile_call(self.cover, arguments, rows, tile_symbols(self.cover))
         if not self.cover.uneven:

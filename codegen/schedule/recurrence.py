@@ -40,7 +40,7 @@ from onnxjit.codegen.scalar_functions import FUNCTIONS
 from onnxjit.codegen.schedule.axes import ceil_div, coefficient, flat_offset, without
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
 from onnxjit.codegen.schedule.recurrence_match import STEP, Phase, Product, Recurrence, recognise
-from onnxjit.codegen.schedule.register_tile import AHEAD, tile_call, tile_symbols
+from onnxjit.codegen.schedule.register_tile import tile_call, tile_symbols
 from onnxjit.codegen.schedule.request import Request
 
 ROWS = 64
@@ -265,12 +265,13 @@ class RecurrenceNest:
         group, size = Var("g"), k * self.nr
         panel = (poly_mul(self.direction, self.panels) + Var("panel")) * q.groups + group
         start = substitute(x, {self.row: Var("m0"), q.k: ZERO})
-        # Where weights stay in L2 from step to step, asking for them takes a third longer.
-        ahead = AHEAD if packing.elements * 4 > self.r.target.l2 // 2 else 0
+        # Where weights stay in L2 from step to step, asking for each line takes a third longer.
+        inside = packing.elements * 4 <= self.r.target.l2 // 2
+        next_ = panel * size + size if inside else panel * size
         arguments = (
             Address(q.x.buffer, start), step, Address("segments", ZERO), ONE, index(k),
             Address(q.y.buffer, panel * size), Address(name, group * (self.mr * self.nr)),
-            index(self.nr), ZERO, Address(q.y.buffer, panel * size + ahead),
+            index(self.nr), ZERO, Address(q.y.buffer, next_),
         )  # fmt: skip
         symbols = tile_symbols(self.cover)
         self.symbols += symbols

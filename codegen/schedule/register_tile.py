@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxjit.codegen import microkernels
-from onnxjit.codegen.expr import Expr, apply
+from onnxjit.codegen.expr import Expr, apply, index
 from onnxjit.codegen.loops import Address, Call, If, Stmt
 from onnxjit.codegen.microkernels import Cover
 from onnxjit.codegen.schedule.request import Request
 
-AHEAD = 4096
-"""Elements of a panel that are prefetched ahead of the product, 16 KB: enough for memory's latency,
-and still in L2 when their turn comes."""
+SHARERS = 4
+"""Tiles that together prefetch a block of a panel."""
 
 HEIGHTS = 3
 """Heights of a tile of one width that are offered, the cheapest ones by estimate."""
@@ -73,4 +72,11 @@ def tile_symbols(cover: Cover) -> list[str]:
     return [t.symbol for t in (cover.main, cover.tail) if t is not None]
 
 
-__all__ = ["AHEAD", "register_tile", "tile_call", "tile_symbols"]
+def ahead(nr: int, steps: Expr, tile: Expr) -> Expr:
+    """Where the `tile`-th of the tiles that share a block of a panel prefetches, in elements from
+    its begin on: its share of the block behind that."""
+    share = apply("floordiv", steps, index(SHARERS)) * nr
+    return steps * nr + apply("mod", tile, index(SHARERS)) * share
+
+
+__all__ = ["ahead", "register_tile", "tile_call", "tile_symbols"]

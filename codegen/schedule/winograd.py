@@ -39,12 +39,13 @@ from onnxjit.codegen.loops import (
 from onnxjit.codegen.packing import Packing
 from onnxjit.codegen.schedule.axes import ceil_div
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
+from onnxjit.codegen.schedule.register_tile import ahead
 from onnxjit.codegen.schedule.request import Request
 from onnxjit.codegen.schedule.winograd_cost import choose
 from onnxjit.codegen.schedule.winograd_input import Inputs
 from onnxjit.codegen.schedule.winograd_match import correlation
 from onnxjit.codegen.schedule.winograd_output import Outputs
-from onnxjit.codegen.schedule.winograd_tiles import LINE, F
+from onnxjit.codegen.schedule.winograd_tiles import F
 
 
 class WinogradNest(Inputs, Outputs):
@@ -108,8 +109,6 @@ class WinogradNest(Inputs, Outputs):
         self.locals.append(Local("products", F, index(self.tiles * a * a * nr), stack=False))
         e, panel, rt = Var("e"), Var("panel"), Var("rt")
         matrix = (panel * (a * a) + e) * (self.depth * nr)
-        # Calls prefetch the next matrix, each from a line of `depth` steps further on.
-        ahead = matrix + self.depth * nr + rt * (self.depth * LINE)
         call = Call(
             self.choice.tile.symbol,
             (
@@ -122,7 +121,7 @@ class WinogradNest(Inputs, Outputs):
                 Address("products", rt * (self.mr * a * a * nr) + e * nr),
                 index(a * a * nr),
                 ZERO,
-                Address(self.c.weights[0], ahead),
+                Address(self.c.weights[0], matrix + ahead(nr, index(self.depth), rt)),
             ),
         )
         first: Expr = ZERO
