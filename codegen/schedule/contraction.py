@@ -286,7 +286,7 @@ class ContractionNest(Operands):
         # tile goes on where the one before has stopped (1500x64 by 64x1500: 1.26 times as fast).
         whole = k.depth_blocks == 1 and not k.loops
         by_rows = whole and self.streamed and self.row is None
-        body: tuple[Stmt, ...] = self.compute(x, k, acc_at)
+        body: tuple[Stmt, ...] = self.compute(x, k, acc_at, by_rows)
         body = (Assign(m0, poly_mul(mt, self.height)), *body, *finish)
         if self.row is not None:
             body = (For(mt, ZERO, self.m_tiles, body), *line)
@@ -355,15 +355,16 @@ class ContractionNest(Operands):
         packed = (self.packing,) if self.packing is not None else ()
         return replace(result, packings=packed)
 
-    def compute(self, x: Operand, k: KBlocks, acc_at: Expr) -> tuple[Stmt, ...]:
-        """The micro-kernel call of one row tile and block of k."""
+    def compute(self, x: Operand, k: KBlocks, acc_at: Expr, by_rows: bool) -> tuple[Stmt, ...]:
+        """The micro-kernel call of one row tile and block of k. `by_rows`: the next call has the
+        next panel, not the next row tile."""
         m0, rows, mt = Var("m0"), Var("rows"), Var("mt")
         base = substitute(x.base, {self.mi: m0}) if self.mi is not None else x.base
         y = self.y_panel + (k.depth_offset + k.start) * self.nr
-        # A tile that shares its panel with no other reads it once, as fast as memory gives it.
-        alone = apply("le", poly_mul(self.strip, self.line_tiles), ONE)
+        tiles: Expr = ONE if by_rows else poly_mul(self.strip, self.line_tiles)
         tile: Expr = mt if self.row is None else mt + poly_mul(self.row, self.m_tiles)
         shared = ahead(self.nr, poly_mul(k.segments, k.run), tile)
+        next_ = apply("select", apply("le", tiles, ONE), ZERO, shared)
         arguments = (
             Address(x.buffer, base + k.depth_start + k.shift),
             x.step,
@@ -374,7 +375,7 @@ class ContractionNest(Operands):
             Address("acc", acc_at),
             index(self.nr),
             k.more,
-            Address(self.y_buffer, y + apply("select", alone, ZERO, shared)),
+            Address(self.y_buffer, y + next_),
         )
         call = tile_call(self.cover, arguments, rows, tile_symbols(self.cover))
         if not self.cover.uneven:
