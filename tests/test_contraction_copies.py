@@ -7,6 +7,8 @@ import pytest
 from kernels_support import close, lower_model, model, run_program, sample
 from onnx import helper
 
+from onnxjit.codegen import microkernels
+
 RNG = np.random.default_rng(5)
 
 
@@ -50,6 +52,42 @@ def test_panels_packed_at_run_time_serve_all_rows(m: int, n: int, k: int) -> Non
         feeds = {"x": sample(RNG, "float32", (2, m, k)), "y": sample(RNG, "float32", (2, k, n))}
         want = feeds["x"].astype(np.float64) @ feeds["y"].astype(np.float64)
         check(low, feeds, want, None)
+
+
+@pytest.mark.parametrize("m", [1, 6, 7, 72, 73, 217])
+@pytest.mark.parametrize("k", [1819, 3072, 4099])
+@pytest.mark.parametrize("relu", [False, True])
+def test_long_sums_in_blocks(m: int, k: int, relu: bool) -> None:
+    w = sample(RNG, "float32", (k, 37))
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["t"])]
+    nodes += [helper.make_node("Relu" if relu else "Identity", ["t"], ["y"])]
+    low = lower_model(model(nodes, {"x": ("float32", [m, k])}, ["y"], {"w": w}))
+    x = sample(RNG, "float32", (m, k))
+    want = x.astype(np.float64) @ w
+    check(low, {"x": x}, np.maximum(want, 0) if relu else want, None)
+
+
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("n", [15, 16, 17, 31, 32, 48, 64, 65, 96, 97])
+def test_whole_tiles_go_to_the_result_at_once(n: int, free: bool) -> None:
+    """A product with nothing behind it; the same with a bias goes through its epilogue."""
+    w, b = sample(RNG, "float32", (20, n)), sample(RNG, "float32", (n,))
+    plain = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    biased = [
+        helper.make_node("MatMul", ["x", "w"], ["t"]),
+        helper.make_node("Add", ["t", "b"], ["y"]),
+    ]
+    shape = ["m", 20] if free else [29, 20]
+    for nodes, bias in ((plain, 0), (biased, b)):
+        weights = {"w": w, "b": b} if nodes is biased else {"w": w}
+        low = lower_model(model(nodes, {"x": ("float32", shape)}, ["y"], weights))
+        for m in (0, 1, 6, 13, 29, 100) if free else (29,):
+            x = sample(RNG, "float32", (m, 20))
+            check(low, {"x": x}, x.astype(np.float64) @ w + bias, None)
+        (step,) = low.generated.scheduled
+        tile = microkernels.row(next(s for s in step.nest.symbols if s.startswith("gemm")))
+        at_once = nodes is plain and n % tile.nr == 0
+        assert any(local.buffer == "acc" for local in step.nest.locals) != at_once
 
 
 @pytest.mark.parametrize("k", [16, 96, 21])

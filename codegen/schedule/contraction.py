@@ -269,25 +269,39 @@ class ContractionNest(Operands):
             slots = poly_mul(slots, strip_tiles if most is None else index(most))
         cells = slots * (self.mr * self.nr)
         stack = (as_int(cells) or 1 << 30) * 4 <= 8192
-        self.locals.append(Local("acc", "float32", cells, stack))
+        m0 = Var("m0")
+        whole = k.depth_blocks == 1 and not k.loops
+        result = self.result(m0) if whole else None
+        columns = as_int(self.ni.extent)
+        if result is None or columns is None or columns % self.nr:
+            self.locals.append(Local("acc", "float32", cells, stack))
         acc_at = poly_mul(slot, index(self.mr * self.nr))
 
-        m0 = Var("m0")
         rows = Var("rows") if self.cover.uneven else index(self.mr)
         line: tuple[Stmt, ...] = ()
         if self.across():
             finish, line = self.turned(m0, rows, acc_at)
         else:
-            finish = self.epilogue(m0, rows, acc_at)
+            finish = self.columns(lambda stop: self.epilogue(m0, rows, acc_at, stop))
         if k.last is not None:
             finish = (If(k.last, finish),)
             line = (If(k.last, line),) if line else ()
         # Where the result goes to memory and a whole k is one block: along its rows, so that each
         # tile goes on where the one before has stopped (1500x64 by 64x1500: 1.26 times as fast).
-        whole = k.depth_blocks == 1 and not k.loops
         by_rows = whole and self.streamed and self.row is None
-        body: tuple[Stmt, ...] = self.compute(x, k, acc_at, by_rows)
-        body = (Assign(m0, poly_mul(mt, self.height)), *body, *finish)
+        product = self.compute(x, k, (Address("acc", acc_at), index(self.nr)), by_rows)
+        body: tuple[Stmt, ...] = (*product, *finish)
+        if result is not None:
+            stored = self.compute(x, k, result, by_rows)
+
+            def columns_of(stop: Expr) -> tuple[Stmt, ...]:
+                """A tile of whole panels goes to the result at once."""
+                if as_int(stop) == self.nr:
+                    return stored
+                return (*product, *self.epilogue(m0, rows, acc_at, stop))
+
+            body = self.columns(columns_of)
+        body = (Assign(m0, poly_mul(mt, self.height)), *body)
         if self.row is not None:
             body = (For(mt, ZERO, self.m_tiles, body), *line)
             if self.c.window is not None:
@@ -355,8 +369,11 @@ class ContractionNest(Operands):
         packed = (self.packing,) if self.packing is not None else ()
         return replace(result, packings=packed)
 
-    def compute(self, x: Operand, k: KBlocks, acc_at: Expr, by_rows: bool) -> tuple[Stmt, ...]:
-        """The micro-kernel call of one row tile and block of k. `by_rows`: the next call has the
+    def compute(
+        self, x: Operand, k: KBlocks, sums: tuple[Address, Expr], by_rows: bool
+    ) -> tuple[Stmt, ...]:
+        """The micro-kernel call of one row tile and block of k; `sums` is where the tile's first
+        row lies, and how far apart its rows. `by_rows`: the next call has the
         next panel, not the next row tile."""
         m0, rows, mt = Var("m0"), Var("rows"), Var("mt")
         base = substitute(x.base, {self.mi: m0}) if self.mi is not None else x.base
@@ -372,8 +389,7 @@ class ContractionNest(Operands):
             k.segments,
             k.run,
             Address(self.y_buffer, y),
-            Address("acc", acc_at),
-            index(self.nr),
+            *sums,
             k.more,
             Address(self.y_buffer, y + next_),
         )
@@ -391,11 +407,24 @@ class ContractionNest(Operands):
             and coefficient(offset, self.ni) is not ONE
         )
 
-    def epilogue(self, m0: Expr, rows: Expr, acc_at: Expr) -> tuple[Stmt, ...]:
-        """Stores one tile through the output stage's own expression."""
+    def result(self, m0: Expr) -> tuple[Address, Expr] | None:
+        """Where a whole tile lies in the result; None where the result is something else than its
+        sums, or its columns are apart."""
+        stage, m = self.stage, self.mi
+        step = ZERO if m is None else coefficient(stage.offset, m)
+        plain = stage.value is self.red and coefficient(stage.offset, self.ni) is ONE
+        if step is None or not plain:
+            return None
+        table: dict[Expr, Expr] = {self.ni: poly_mul(Var("panel"), index(self.nr))}
+        if m is not None:
+            table[m] = m0
+        return Address(stage.buffer, substitute(stage.offset, table)), step
+
+    def epilogue(self, m0: Expr, rows: Expr, acc_at: Expr, stop: Expr) -> tuple[Stmt, ...]:
+        """Stores `stop` columns of a tile through the output stage's own expression."""
         i, j = Var("ei"), Var("ej")
         store = self.store(m0 + i, j, "acc", acc_at + poly_mul(i, index(self.nr)) + j)
-        return self.columns(lambda stop: (For(i, ZERO, rows, (For(j, ZERO, stop, (store,)),)),))
+        return (For(i, ZERO, rows, (For(j, ZERO, stop, (store,)),)),)
 
     def turned(
         self, m0: Expr, rows: Expr, acc_at: Expr
