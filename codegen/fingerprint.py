@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 import xxhash
+
+from onnxjit.codegen.blake2 import blake2b
 
 KEY_BYTES = 16
 _CHUNK = 4 << 20

@@ -11,13 +11,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from hashlib import blake2b
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO
 
 import xxhash
 
+from onnxjit.codegen.blake2 import blake2b
 from onnxjit.codegen.private_files import (
     CacheError,
     checked,

@@ -9,8 +9,9 @@ import contextlib
 import os
 import re
 import stat
-from hashlib import blake2b
 from pathlib import Path
+
+from onnxjit.codegen.blake2 import blake2b
 
 TEMPORARY = ".tmp-"
 

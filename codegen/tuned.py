@@ -17,10 +17,10 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from onnxjit.codegen.blake2 import blake2b
 from onnxjit.codegen.fingerprint import content_key
 from onnxjit.codegen.instruction_sets import isa_of
 from onnxjit.codegen.private_files import replace

@@ -5,8 +5,7 @@ relocation, so that loading is: lay the sections out, write the addresses, prote
 Sources: System V ABI, chapter 4 (object files); its AMD64 supplement 1.0, table 4.9 (relocations).
 """
 
-from __future__ import annotations
-
+# Annotations are no strings here: each would be compiled at every start, for `NamedTuple`.
 import ctypes
 import os
 import struct

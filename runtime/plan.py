@@ -4,8 +4,7 @@ An expression is an `int` or a string of integer arithmetic over the generated n
 (`+ - * // % ( ) , min max`). Labels are for messages only and are never evaluated.
 """
 
-from __future__ import annotations
-
+# Annotations are no strings here: each would be compiled at every start, for `NamedTuple`.
 import json
 import re
 from collections.abc import Mapping
@@ -184,7 +183,7 @@ class Plan(NamedTuple):
         )
 
     @staticmethod
-    def from_json(text: str) -> Plan:
+    def from_json(text: str) -> "Plan":
         """The inverse of `to_json`. Raises `PlanError` for another format."""
         data = json.loads(text, object_hook=_decoded)
         if not isinstance(data, dict) or data.get("format") != FORMAT:

@@ -1,7 +1,6 @@
 """Step times of one run, next to what the plan says about each step's work."""
 
-from __future__ import annotations
-
+# Annotations are no strings here: each would be compiled at every start, for `NamedTuple`.
 from collections.abc import Sequence
 from typing import NamedTuple
 
