@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from onnxjit.codegen.fingerprint import Stamp, content_key, stamp
+from onnxjit.codegen.fingerprint import Stamp, boot_id, content_key, stamp
 from onnxjit.codegen.model_store import MANIFEST, ModelStore, ModelWriter, StoredModel
 from onnxjit.codegen.private_files import (
     TEMPORARY,
@@ -111,15 +111,20 @@ class Cache:
         """Where `put` keeps the readable source of a key (the file may not exist)."""
         return self._blob(kind, key).with_suffix(".py")
 
-    def open_model(self, key: str, check_large: bool = True) -> StoredModel | None:
+    def open_model(self, key: str) -> StoredModel | None:
         """The model's files, all checked; None if it is absent or damaged.
 
-        Without `check_large`, files of a mebibyte and more are checked by size alone, so that a
-        warm start does not have to read all of its constants.
+        Files of a mebibyte and more are digested once since the machine was started and after
+        every change of their stamps, so that a warm start need not read all of its constants.
         """
-        model = self._models.open(key, check_large)
+        folder, boot = self._models.folder / checked(key), boot_id()
+        known = bool(boot) and self.known_key(folder, boot) == key
+        stamps = () if known else _stamps(folder)  # before it is read
+        model = self._models.open(key, check_large=not known)
         if model is not None:
             touch(model.path / MANIFEST)
+            if boot and stamps:
+                self.remember_key(folder, stamps, key, boot)
         return model
 
     def model_writer(self, key: str | None = None) -> ModelWriter:
@@ -307,6 +312,14 @@ def _default_root() -> Path:
 def _remove_blob(path: Path) -> None:
     path.unlink(missing_ok=True)
     path.with_suffix(".py").unlink(missing_ok=True)
+
+
+def _stamps(folder: Path) -> tuple[Stamp, ...]:
+    """Of the files of a model, but of its manifest, which is touched when it is used."""
+    try:
+        return stamp(sorted(path for path in folder.iterdir() if path.name != MANIFEST))
+    except OSError:
+        return ()
 
 
 def _usage(paths: Iterable[Path]) -> tuple[int, float]:

@@ -46,6 +46,16 @@ def stamp(paths: Iterable[str | os.PathLike[str]]) -> tuple[Stamp, ...]:
     return tuple(stamps)
 
 
+def boot_id() -> bytes:
+    """What Linux calls this run of the machine; empty where it does not tell.
+
+    A crash of the machine can take what files hold and leave their stamps."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    except OSError:
+        return b""
+
+
 def content_key(parts: Content | Sequence[Content], extra: bytes = b"") -> str:
     """32 hexadecimal digits that identify the content of `parts` and `extra` (BLAKE2b).
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from onnxjit.codegen import model_store
 from onnxjit.codegen.cache import BLOBS, Cache, CacheError
 from onnxjit.codegen.fingerprint import content_key, modules_digest, stamp
 
@@ -122,13 +123,39 @@ def test_damaged_model_is_absent_and_removed(cache: Cache, name: str, how: str) 
     assert cache.write_model(KEY, {"plan.json": b"new"})["plan.json"] == b"new"
 
 
-def test_large_files_can_be_trusted_for_speed_but_not_in_size(cache: Cache) -> None:
+def test_large_files_are_digested_once_in_a_boot(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And again when they change, and when the machine was started anew."""
     cache.write_model(KEY, {"constants.bin": bytes(2 << 20)})
     path = cache.root / "models" / KEY / "constants.bin"
+    sizes: list[int] = []
+    digest = model_store._digest
+
+    def counted(data: bytes) -> str:
+        sizes.append(len(data))
+        return digest(data)
+
+    monkeypatch.setattr(model_store, "_digest", counted)
+    later(monkeypatch)
+    boots = [b"one"]
+    monkeypatch.setattr("onnxjit.codegen.cache.boot_id", lambda: boots[0])
+    for boot, times in ((b"one", 1), (b"one", 1), (b"two", 2), (b"two", 2), (b"", 3), (b"", 4)):
+        boots[0] = boot
+        assert cache.open_model(KEY) is not None
+        assert len(sizes) == times
+    boots[0] = b"two"
+    assert cache.open_model(KEY) is not None
+    assert cache.verify() == [] and len(sizes) == 5
     damage(path, "flipped")
-    assert cache.open_model(KEY, check_large=False) is not None
-    damage(path, "truncated")
-    assert cache.open_model(KEY, check_large=False) is None
+    assert cache.open_model(KEY) is None
+    assert not path.exists()
+
+
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notes are written as if in a minute: they count from then on."""
+    now = time.time_ns
+    monkeypatch.setattr("onnxjit.codegen.cache.time.time_ns", lambda: now() + 60_000_000_000)
 
 
 def test_default_root_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
