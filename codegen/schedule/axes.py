@@ -285,8 +285,9 @@ def typical(e: Expr, guess: int = 64) -> int:
     return max(total, 0)
 
 
-def ceil_div(a: Expr, b: int) -> Expr:
-    return (a + (b - 1)) // b
+def ceil_div(a: Expr, b: Expr | int) -> Expr:
+    """a / b rounded up."""
+    return apply("floordiv", a + b - 1, b)
 
 
 __all__ = [

@@ -12,16 +12,15 @@ follows from the index expressions:
 - the epilogue is the output stage's own expression with the reduction replaced by the tile.
 
 `contraction_blocking` decides the loop order and the sizes of blocks, `contraction_depth` how k is
-cut.
+cut; `contraction_results` stores what was summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from onnxjit.codegen import instruction_sets, microkernels
 from onnxjit.codegen.expr import (
     ONE,
     ZERO,
@@ -44,15 +43,13 @@ from onnxjit.codegen.loops import (
     LAST_PART,
     Address,
     Assign,
-    Call,
     For,
     If,
     Local,
     LoopNest,
     Stmt,
-    Store,
 )
-from onnxjit.codegen.schedule.axes import coefficient, typical
+from onnxjit.codegen.schedule.axes import ceil_div, coefficient, typical
 from onnxjit.codegen.schedule.contraction_blocking import STRIP_TILES, Shape, choose, limits
 from onnxjit.codegen.schedule.contraction_depth import DEPTH_BLOCK, KBlocks, k_blocks
 from onnxjit.codegen.schedule.contraction_match import (
@@ -63,9 +60,9 @@ from onnxjit.codegen.schedule.contraction_match import (
     windowed,
 )
 from onnxjit.codegen.schedule.contraction_operands import Operand, Operands
+from onnxjit.codegen.schedule.contraction_results import Results
 from onnxjit.codegen.schedule.contraction_window import ROW_IN_BLOCK
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
-from onnxjit.codegen.schedule.reduction import replace_node
 from onnxjit.codegen.schedule.register_tile import (
     ahead,
     register_tile,
@@ -74,14 +71,11 @@ from onnxjit.codegen.schedule.register_tile import (
 )
 from onnxjit.codegen.schedule.request import Declined, Request
 
-LINE = 16
-"""Elements of a cache line."""
-
 LOW, HIGH = Var("low"), Var("high")
 """The lines, or the panels, that a call computes of a block."""
 
 
-class ContractionNest(Operands):
+class ContractionNest(Operands, Results):
     """Builds the nest step by step; every attribute is set once, in order, by `nest`."""
 
     def __init__(self, r: Request, c: Contraction) -> None:
@@ -319,7 +313,7 @@ class ContractionNest(Operands):
             body = (For(DEPTH_BLOCK, ZERO, index(k.depth_blocks), body),)
         if self.strip is not self.block:
             start, stop = self.block_vars()
-            strips = ceil_div_by(stop - start, self.strip)
+            strips = ceil_div(stop - start, self.strip)
             line0, line1 = first, last
             assert isinstance(line0, Var) and isinstance(line1, Var)
             body = (
@@ -332,10 +326,10 @@ class ContractionNest(Operands):
         if self.height is Var("height"):
             # Tiles of equal height: of 128 rows ten times 13, not nine times 14 and 2.
             tiles = apply("max", self.m_tiles, 1)
-            body = (Assign(Var("height"), ceil_div_by(self.m, tiles)), *body)
+            body = (Assign(Var("height"), ceil_div(self.m, tiles)), *body)
         body = (*(Assign(var, value) for var, value in self.sizes.items()), *body)
-        row_blocks = Axis("rb", ceil_div_by(self.lines, self.blocking.block))
-        panel_blocks = Axis("pb", ceil_div_by(self.panels, self.blocking.group))
+        row_blocks = Axis("rb", ceil_div(self.lines, self.blocking.block))
+        panel_blocks = Axis("pb", ceil_div(self.panels, self.blocking.group))
         nest, blocks = with_tiles([*self.outer, *self.tile_order(row_blocks, panel_blocks)], body)
         return self.finished(nest, blocks)
 
@@ -373,8 +367,8 @@ class ContractionNest(Operands):
         self, x: Operand, k: KBlocks, sums: tuple[Address, Expr], by_rows: bool
     ) -> tuple[Stmt, ...]:
         """The micro-kernel call of one row tile and block of k; `sums` is where the tile's first
-        row lies, and how far apart its rows. `by_rows`: the next call has the
-        next panel, not the next row tile."""
+        row lies, and how far apart its rows. `by_rows`: the next call has the next panel, not the
+        next row tile."""
         m0, rows, mt = Var("m0"), Var("rows"), Var("mt")
         base = substitute(x.base, {self.mi: m0}) if self.mi is not None else x.base
         y = self.y_panel + (k.depth_offset + k.start) * self.nr
@@ -398,111 +392,11 @@ class ContractionNest(Operands):
             return call
         return (Assign(rows, apply("min", self.height, self.m - m0)), *call)
 
-    def across(self) -> bool:
-        """Whether the output is contiguous along rows, not along columns."""
-        offset, m = self.stage.offset, self.mi
-        return (
-            m is not None
-            and coefficient(offset, m) is ONE
-            and coefficient(offset, self.ni) is not ONE
-        )
-
-    def result(self, m0: Expr) -> tuple[Address, Expr] | None:
-        """Where a whole tile lies in the result; None where the result is something else than its
-        sums, or its columns are apart."""
-        stage, m = self.stage, self.mi
-        step = ZERO if m is None else coefficient(stage.offset, m)
-        plain = stage.value is self.red and coefficient(stage.offset, self.ni) is ONE
-        if step is None or not plain:
-            return None
-        table: dict[Expr, Expr] = {self.ni: poly_mul(Var("panel"), index(self.nr))}
-        if m is not None:
-            table[m] = m0
-        return Address(stage.buffer, substitute(stage.offset, table)), step
-
-    def epilogue(self, m0: Expr, rows: Expr, acc_at: Expr, stop: Expr) -> tuple[Stmt, ...]:
-        """Stores `stop` columns of a tile through the output stage's own expression."""
-        i, j = Var("ei"), Var("ej")
-        store = self.store(m0 + i, j, "acc", acc_at + poly_mul(i, index(self.nr)) + j)
-        return (For(i, ZERO, rows, (For(j, ZERO, stop, (store,)),)),)
-
-    def turned(
-        self, m0: Expr, rows: Expr, acc_at: Expr
-    ) -> tuple[tuple[Stmt, ...], tuple[Stmt, ...]]:
-        """Transposes one tile in registers, and stores a line of tiles along its rows."""
-        isa = instruction_sets.ISAS[self.cover.main.isa]
-        symbol = microkernels.pack(ceil_to(self.mr, isa.lanes), isa.name)
-        self.symbols.append(symbol)
-        first, last = self.strip_vars()
-        begin: Expr = ZERO
-        end, tiles = self.m, self.m_tiles
-        if self.row is None:
-            begin = poly_mul(first, self.height)
-            end = apply("min", poly_mul(last, self.height), self.m)
-            most = self.blocking.most_tiles
-            tiles = self.strip if most is None else index(most)
-        # An odd number of cache lines, so that columns do not share a set of L1.
-        half = ceil_div_by(poly_mul(tiles, index(self.mr)) + LINE, index(2 * LINE))
-        step = self.size("step", half * (2 * LINE) + LINE)
-        self.locals.append(Local("turned", "float32", poly_mul(step, index(self.nr)), stack=False))
-        arguments = (
-            Address("acc", acc_at),
-            index(self.nr),
-            rows,
-            index(self.nr),
-            Address("turned", m0 - begin),
-            step,
-        )
-        i, j = Var("ei"), Var("ej")
-        store = self.store(i, j, "turned", poly_mul(j, step) + i - begin)
-
-        def loops_(stop: Expr) -> tuple[Stmt, ...]:
-            return (For(j, ZERO, stop, (For(i, begin, end, (store,)),)),)
-
-        return (Call(symbol, arguments),), self.columns(loops_)
-
-    def store(self, i: Expr, j: Expr, sums: str, at: Expr) -> Stmt:
-        """Stores the element of row `i` and column `j` of the panel, whose sum is `sums[at]`."""
-        value = replace_node(self.stage.value, self.red, Load(sums, (at,), "float32"))
-        table: dict[Expr, Expr] = {self.ni: poly_mul(Var("panel"), index(self.nr)) + j}
-        if self.mi is not None:
-            table[self.mi] = i
-        return Store(
-            self.stage.buffer, substitute(self.stage.offset, table), substitute(value, table)
-        )
-
-    def columns(self, loops_: Callable[[Expr], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
-        """`loops_` over the columns of a panel, of which the last may have fewer."""
-        nr = self.nr
-        n0 = poly_mul(Var("panel"), index(nr))
-        n = as_int(self.ni.extent)
-        if n is None:
-            # A constant number of columns where there are as many: it decides the vector width.
-            left = self.ni.extent - n0
-            return (If(apply("le", index(nr), left), loops_(index(nr)), loops_(left)),)
-        rest = n % nr
-        if not rest:
-            return loops_(index(nr))
-        if n < nr:
-            return loops_(index(n))
-        full = apply("lt", Var("panel"), n // nr)
-        return (If(full, loops_(index(nr)), loops_(index(rest))),)
-
-
-def ceil_to(n: int, unit: int) -> int:
-    """The next multiple of `unit`."""
-    return -(-n // unit) * unit
-
 
 def divides(size: Expr, extent: Expr) -> bool:
     """Whether parts of that size are known to end where the extent does."""
     n, m = as_int(size), as_int(extent)
     return n is not None and m is not None and n > 0 and m % n == 0
-
-
-def ceil_div_by(a: Expr, b: Expr) -> Expr:
-    """a / b rounded up."""
-    return apply("floordiv", a + b - 1, b)
 
 
 def contraction(r: Request) -> LoopNest:

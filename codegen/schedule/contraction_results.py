@@ -1,0 +1,154 @@
+"""How the tiles of a contraction reach its result: at once, through an epilogue, or turned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnxjit.codegen import instruction_sets, microkernels
+from onnxjit.codegen.expr import (
+    ONE,
+    ZERO,
+    Axis,
+    Expr,
+    Load,
+    Reduce,
+    Var,
+    apply,
+    as_int,
+    index,
+    poly_mul,
+    substitute,
+)
+from onnxjit.codegen.loops import Address, Call, For, If, Local, Stmt, Store
+from onnxjit.codegen.schedule.axes import FlatStage, ceil_div, coefficient
+from onnxjit.codegen.schedule.contraction_blocking import Blocking
+from onnxjit.codegen.schedule.reduction import replace_node
+
+LINE = 16
+"""Elements of a cache line."""
+
+
+class Results:
+    """The storing half of `ContractionNest`, which sets the attributes declared here."""
+
+    locals: list[Local]
+    symbols: list[str]
+    stage: FlatStage
+    red: Reduce
+    cover: microkernels.Cover
+    row: Axis | None
+    mi: Axis | None
+    ni: Axis
+    m: Expr
+    mr: int
+    nr: int
+    m_tiles: Expr
+    height: Expr
+    strip: Expr
+    blocking: Blocking
+
+    def strip_vars(self) -> tuple[Expr, Expr]:
+        """First and one-past-last line of the strip."""
+        raise NotImplementedError
+
+    def size(self, name: str, value: Expr) -> Expr:
+        """A constant, or a local variable for what is only known at run time."""
+        raise NotImplementedError
+
+    def across(self) -> bool:
+        """Whether the output is contiguous along rows, not along columns."""
+        offset, m = self.stage.offset, self.mi
+        return (
+            m is not None
+            and coefficient(offset, m) is ONE
+            and coefficient(offset, self.ni) is not ONE
+        )
+
+    def result(self, m0: Expr) -> tuple[Address, Expr] | None:
+        """Where a whole tile lies in the result; None where the result is something else than its
+        sums, or its columns are apart."""
+        stage, m = self.stage, self.mi
+        step = ZERO if m is None else coefficient(stage.offset, m)
+        plain = stage.value is self.red and coefficient(stage.offset, self.ni) is ONE
+        if step is None or not plain:
+            return None
+        table: dict[Expr, Expr] = {self.ni: poly_mul(Var("panel"), index(self.nr))}
+        if m is not None:
+            table[m] = m0
+        return Address(stage.buffer, substitute(stage.offset, table)), step
+
+    def epilogue(self, m0: Expr, rows: Expr, acc_at: Expr, stop: Expr) -> tuple[Stmt, ...]:
+        """Stores `stop` columns of a tile through the output stage's own expression."""
+        i, j = Var("ei"), Var("ej")
+        store = self.store(m0 + i, j, "acc", acc_at + poly_mul(i, index(self.nr)) + j)
+        return (For(i, ZERO, rows, (For(j, ZERO, stop, (store,)),)),)
+
+    def turned(
+        self, m0: Expr, rows: Expr, acc_at: Expr
+    ) -> tuple[tuple[Stmt, ...], tuple[Stmt, ...]]:
+        """Transposes one tile in registers, and stores a line of tiles along its rows."""
+        isa = instruction_sets.ISAS[self.cover.main.isa]
+        symbol = microkernels.pack(ceil_to(self.mr, isa.lanes), isa.name)
+        self.symbols.append(symbol)
+        first, last = self.strip_vars()
+        begin: Expr = ZERO
+        end, tiles = self.m, self.m_tiles
+        if self.row is None:
+            begin = poly_mul(first, self.height)
+            end = apply("min", poly_mul(last, self.height), self.m)
+            most = self.blocking.most_tiles
+            tiles = self.strip if most is None else index(most)
+        # An odd number of cache lines, so that columns do not share a set of L1.
+        half = ceil_div(poly_mul(tiles, index(self.mr)) + LINE, index(2 * LINE))
+        step = self.size("step", half * (2 * LINE) + LINE)
+        self.locals.append(Local("turned", "float32", poly_mul(step, index(self.nr)), stack=False))
+        arguments = (
+            Address("acc", acc_at),
+            index(self.nr),
+            rows,
+            index(self.nr),
+            Address("turned", m0 - begin),
+            step,
+        )
+        i, j = Var("ei"), Var("ej")
+        store = self.store(i, j, "turned", poly_mul(j, step) + i - begin)
+
+        def loops_(stop: Expr) -> tuple[Stmt, ...]:
+            return (For(j, ZERO, stop, (For(i, begin, end, (store,)),)),)
+
+        return (Call(symbol, arguments),), self.columns(loops_)
+
+    def store(self, i: Expr, j: Expr, sums: str, at: Expr) -> Stmt:
+        """Stores the element of row `i` and column `j` of the panel, whose sum is `sums[at]`."""
+        value = replace_node(self.stage.value, self.red, Load(sums, (at,), "float32"))
+        table: dict[Expr, Expr] = {self.ni: poly_mul(Var("panel"), index(self.nr)) + j}
+        if self.mi is not None:
+            table[self.mi] = i
+        return Store(
+            self.stage.buffer, substitute(self.stage.offset, table), substitute(value, table)
+        )
+
+    def columns(self, loops_: Callable[[Expr], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
+        """`loops_` over the columns of a panel, of which the last may have fewer."""
+        nr = self.nr
+        n0 = poly_mul(Var("panel"), index(nr))
+        n = as_int(self.ni.extent)
+        if n is None:
+            # A constant number of columns where there are as many: it decides the vector width.
+            left = self.ni.extent - n0
+            return (If(apply("le", index(nr), left), loops_(index(nr)), loops_(left)),)
+        rest = n % nr
+        if not rest:
+            return loops_(index(nr))
+        if n < nr:
+            return loops_(index(n))
+        full = apply("lt", Var("panel"), n // nr)
+        return (If(full, loops_(index(nr)), loops_(index(rest))),)
+
+
+def ceil_to(n: int, unit: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-n // unit) * unit
+
+
+__all__ = ["Results"]
