@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 
 from onnxjit import cli, compare
 from onnxjit.bench import random_inputs, take_turns
+from onnxjit.bench.turns import settle
 
 W = np.random.default_rng(1).standard_normal((4, 3), np.float32)
 
@@ -207,6 +210,23 @@ def test_take_turns_rotates_the_order() -> None:
     timings = take_turns({name: call_of(name) for name in "abc"}, seconds=0, burst=0, rounds=3)
     assert "".join(order) == "abc" + "aabbcc" + "bbccaa" + "ccaabb"
     assert all(t.runs == 6 and 0 <= t.minimum <= t.median for t in timings.values())
+
+
+def test_a_turn_begins_when_no_other_thread_is_busy() -> None:
+    done = threading.Event()
+    data = bytes(16 << 20)
+
+    def spin() -> None:
+        while not done.is_set():
+            zlib.crc32(data)  # without the interpreter's lock
+
+    threads = [threading.Thread(target=spin), threading.Timer(0.1, done.set)]
+    for thread in threads:
+        thread.start()
+    settle()
+    assert done.is_set()
+    for thread in threads:
+        thread.join()
 
 
 def test_random_inputs_fill_every_dtype() -> None:

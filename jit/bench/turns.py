@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +13,8 @@ from statistics import median, quantiles
 from typing import Any
 
 _POLL = 0.002
-_QUIET = 0.05  # share of a poll: below it no thread spins any more
+_TICK = 0.025  # a thread that runs on is charged for it so late at worst
+_QUIET = 0.05  # share of a tick: below it no thread spins any more
 _PATIENCE = 0.25
 _LEAST, _MOST = 3, 10.0  # runs and seconds after which a slow call takes no further turns
 _AWAKE = 1.0  # a run this long has woken its engine by itself
@@ -87,14 +91,34 @@ def take_turns(
 
 
 def settle() -> None:
-    """Waits until no thread of this process is busy any more, a quarter of a second at most.
+    """Waits until no other thread of this process is busy any more, a quarter of a second at most.
 
     The worker threads of onnxruntime spin for about 45 ms after a run, on cores that the next
     engine is about to use.
     """
     end = time.perf_counter() + _PATIENCE
-    while time.perf_counter() < end:
-        begin, busy = time.perf_counter(), time.process_time()
+    quiet = 0
+    while quiet < 2 and time.perf_counter() < end:
         time.sleep(_POLL)
-        if time.process_time() - busy < _QUIET * (time.perf_counter() - begin):
-            return
+        quiet = 0 if _busy() else quiet + 1
+
+
+def _busy() -> bool:
+    """Whether another thread of this process is running or about to."""
+    if sys.platform.startswith("linux"):
+        own = threading.get_native_id()
+        return any(
+            _state(task) == "R" for task in os.listdir("/proc/self/task") if task != str(own)
+        )
+    begin, busy = time.perf_counter(), time.process_time()
+    time.sleep(_TICK)
+    return time.process_time() - busy > _QUIET * (time.perf_counter() - begin)
+
+
+def _state(task: str) -> str:
+    """The letter that Linux has for what a thread of this process does; "" when it has ended."""
+    try:
+        with open(f"/proc/self/task/{task}/stat") as file:
+            return file.read().rpartition(") ")[2][:1]
+    except OSError:
+        return ""
