@@ -212,7 +212,8 @@ def test_take_turns_rotates_the_order() -> None:
     assert all(t.runs == 6 and 0 <= t.minimum <= t.median for t in timings.values())
 
 
-def test_a_turn_begins_when_no_other_thread_is_busy() -> None:
+def test_a_turn_begins_when_no_other_thread_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxjit.bench.turns._PATIENCE", 60.0)
     done = threading.Event()
     data = bytes(16 << 20)
 

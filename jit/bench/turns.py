@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
+_TASKS = "/proc/self/task"
 _POLL = 0.002
 _TICK = 0.025  # a thread that runs on is charged for it so late at worst
 _QUIET = 0.05  # share of a tick: below it no thread spins any more
@@ -105,11 +106,9 @@ def settle() -> None:
 
 def _busy() -> bool:
     """Whether another thread of this process is running or about to."""
-    if sys.platform.startswith("linux"):
-        own = threading.get_native_id()
-        return any(
-            _state(task) == "R" for task in os.listdir("/proc/self/task") if task != str(own)
-        )
+    own = str(threading.get_native_id())
+    with contextlib.suppress(OSError):  # not Linux, or without its /proc
+        return any(_state(task) == "R" for task in os.listdir(_TASKS) if task != own)
     begin, busy = time.perf_counter(), time.process_time()
     time.sleep(_TICK)
     return time.process_time() - busy > _QUIET * (time.perf_counter() - begin)
@@ -118,7 +117,7 @@ def _busy() -> bool:
 def _state(task: str) -> str:
     """The letter that Linux has for what a thread of this process does; "" when it has ended."""
     try:
-        with open(f"/proc/self/task/{task}/stat") as file:
+        with open(f"{_TASKS}/{task}/stat") as file:
             return file.read().rpartition(") ")[2][:1]
     except OSError:
         return ""
