@@ -6,14 +6,16 @@ Layout below the root, which only its user may write:
     tiles/<key>.o                  machine code of a micro-kernel
     models/<key>/manifest.json     digests of the files beside it: plan, packed constants, ...
     index/<digest>.json            stat data of a model file -> its content key; the kernels of a
-                                   model, where their tuning decides which code it has
+                                   model, where their tuning decides which code it has; the boot
+                                   of the machine in which its large files were digested
     tuning/<isa>-<threads>.json    tuned kernels: see codegen/tuned.py
     seed                           a secret that keys of models depend on
 
 Every entry appears with one rename, so readers never see half of one, and several processes may
-write the same key. Every load checks a digest: a damaged entry is removed and reported as absent,
-so that it is rebuilt and never run. The digests guard against damage, the folder's mode against
-other users. Neither Numba nor onnx is imported: this is the warm path.
+write the same key. Every load checks a digest (of large files: see `Cache.open_model`): a damaged
+entry is removed and reported as absent, so that it is rebuilt and never run. The digests guard
+against damage, the folder's mode against other users. Neither Numba nor onnx is imported: this is
+the warm path.
 """
 
 from __future__ import annotations
@@ -118,13 +120,13 @@ class Cache:
         every change of their stamps, so that a warm start need not read all of its constants.
         """
         folder, boot = self._models.folder / checked(key), boot_id()
-        known = bool(boot) and self.known_key(folder, boot) == key
+        known = self.known_key(folder) == boot
         stamps = () if known else _stamps(folder)  # before it is read
         model = self._models.open(key, check_large=not known)
         if model is not None:
             touch(model.path / MANIFEST)
             if boot and stamps:
-                self.remember_key(folder, stamps, key, boot)
+                self.remember_key(folder, stamps, boot)
         return model
 
     def model_writer(self, key: str | None = None) -> ModelWriter:

@@ -46,14 +46,14 @@ def stamp(paths: Iterable[str | os.PathLike[str]]) -> tuple[Stamp, ...]:
     return tuple(stamps)
 
 
-def boot_id() -> bytes:
+def boot_id() -> str:
     """What Linux calls this run of the machine; empty where it does not tell.
 
     A crash of the machine can take what files hold and leave their stamps."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return b""
+        return ""
 
 
 def content_key(parts: Content | Sequence[Content], extra: bytes = b"") -> str:

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -137,25 +139,19 @@ def test_large_files_are_digested_once_in_a_boot(
         return digest(data)
 
     monkeypatch.setattr(model_store, "_digest", counted)
-    later(monkeypatch)
-    boots = [b"one"]
+    boots = ["one"]
     monkeypatch.setattr("onnxjit.codegen.cache.boot_id", lambda: boots[0])
-    for boot, times in ((b"one", 1), (b"one", 1), (b"two", 2), (b"two", 2), (b"", 3), (b"", 4)):
+    for boot, times in (("one", 1), ("one", 1), ("two", 2), ("two", 2), ("", 3), ("", 4)):
         boots[0] = boot
-        assert cache.open_model(KEY) is not None
+        with in_a_minute():
+            assert cache.open_model(KEY) is not None
         assert len(sizes) == times
-    boots[0] = b"two"
+    boots[0] = "two"
     assert cache.open_model(KEY) is not None
     assert cache.verify() == [] and len(sizes) == 5
     damage(path, "flipped")
     assert cache.open_model(KEY) is None
     assert not path.exists()
-
-
-def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Notes are written as if in a minute: they count from then on."""
-    now = time.time_ns
-    monkeypatch.setattr("onnxjit.codegen.cache.time.time_ns", lambda: now() + 60_000_000_000)
 
 
 def test_default_root_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,10 +285,16 @@ def test_known_key_needs_no_read(cache: Cache, tmp_path: Path) -> None:
 
 def settled(cache: Cache, *paths: Path) -> None:
     """Remember a key as if the files had not been touched for a minute."""
+    with in_a_minute():
+        cache.remember_key(paths[0], stamp(paths), KEY)
+
+
+@contextmanager
+def in_a_minute() -> Iterator[None]:
     now = time.time_ns
     try:
         time.time_ns = lambda: now() + 60_000_000_000
-        cache.remember_key(paths[0], stamp(paths), KEY)
+        yield
     finally:
         time.time_ns = now
 

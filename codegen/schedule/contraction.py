@@ -59,7 +59,7 @@ from onnxjit.codegen.schedule.contraction_match import (
     stride_of,
     windowed,
 )
-from onnxjit.codegen.schedule.contraction_operands import Operand, Operands
+from onnxjit.codegen.schedule.contraction_operands import Operand
 from onnxjit.codegen.schedule.contraction_results import Results
 from onnxjit.codegen.schedule.contraction_window import ROW_IN_BLOCK
 from onnxjit.codegen.schedule.pointwise import finish_nest, with_tiles
@@ -75,7 +75,7 @@ LOW, HIGH = Var("low"), Var("high")
 """The lines, or the panels, that a call computes of a block."""
 
 
-class ContractionNest(Operands, Results):
+class ContractionNest(Results):
     """Builds the nest step by step; every attribute is set once, in order, by `nest`."""
 
     def __init__(self, r: Request, c: Contraction) -> None:
@@ -263,38 +263,39 @@ class ContractionNest(Operands, Results):
             slots = poly_mul(slots, strip_tiles if most is None else index(most))
         cells = slots * (self.mr * self.nr)
         stack = (as_int(cells) or 1 << 30) * 4 <= 8192
-        m0 = Var("m0")
-        whole = k.depth_blocks == 1 and not k.loops
-        result = self.result(m0) if whole else None
-        columns = as_int(self.ni.extent)
-        if result is None or columns is None or columns % self.nr:
-            self.locals.append(Local("acc", "float32", cells, stack))
+        acc = Local("acc", "float32", cells, stack)
         acc_at = poly_mul(slot, index(self.mr * self.nr))
 
+        m0 = Var("m0")
         rows = Var("rows") if self.cover.uneven else index(self.mr)
-        line: tuple[Stmt, ...] = ()
-        if self.across():
-            finish, line = self.turned(m0, rows, acc_at)
-        else:
-            finish = self.columns(lambda stop: self.epilogue(m0, rows, acc_at, stop))
-        if k.last is not None:
-            finish = (If(k.last, finish),)
-            line = (If(k.last, line),) if line else ()
+        whole = k.depth_blocks == 1 and not k.loops
         # Where the result goes to memory and a whole k is one block: along its rows, so that each
         # tile goes on where the one before has stopped (1500x64 by 64x1500: 1.26 times as fast).
         by_rows = whole and self.streamed and self.row is None
         product = self.compute(x, k, (Address("acc", acc_at), index(self.nr)), by_rows)
-        body: tuple[Stmt, ...] = (*product, *finish)
-        if result is not None:
-            stored = self.compute(x, k, result, by_rows)
-
-            def columns_of(stop: Expr) -> tuple[Stmt, ...]:
-                """A tile of whole panels goes to the result at once."""
-                if as_int(stop) == self.nr:
-                    return stored
-                return (*product, *self.epilogue(m0, rows, acc_at, stop))
-
-            body = self.columns(columns_of)
+        body: tuple[Stmt, ...]
+        line: tuple[Stmt, ...] = ()
+        if whole and (result := self.result(m0)) is not None:
+            at_once = self.compute(x, k, result, by_rows)
+            body = self.columns(
+                lambda stop: (
+                    at_once
+                    if as_int(stop) == self.nr
+                    else (*product, *self.epilogue(m0, rows, acc_at, stop))
+                )
+            )
+            if body is not at_once:
+                self.locals.append(acc)
+        else:
+            self.locals.append(acc)
+            if self.across():
+                finish, line = self.turned(m0, rows, acc_at)
+            else:
+                finish = self.columns(lambda stop: self.epilogue(m0, rows, acc_at, stop))
+            if k.last is not None:
+                finish = (If(k.last, finish),)
+                line = (If(k.last, line),) if line else ()
+            body = (*product, *finish)
         body = (Assign(m0, poly_mul(mt, self.height)), *body)
         if self.row is not None:
             body = (For(mt, ZERO, self.m_tiles, body), *line)

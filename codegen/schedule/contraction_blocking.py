@@ -124,7 +124,7 @@ def choose(s: Shape) -> Blocking:
     if most_tiles is None and s.line_tiles is ONE:
         most_tiles = s.limits.strip_tiles
     rows = (most_tiles or s.limits.strip_tiles) * s.mr
-    _, strip_bytes = _limits(s, depth)
+    _, strip_bytes = _strip_limits(s, depth)
     if as_int(s.depth) is not None and not s.copied and rows * depth * 4 > strip_bytes:
         blocks = max(1, -(-rows * depth * 4 // strip_bytes))
         most = min(most, max(1, SUMS_BYTES // (rows * s.nr * 4)))
@@ -136,7 +136,7 @@ def choose(s: Shape) -> Blocking:
     return Blocking(block, strip, group, most, most_tiles, blocks)
 
 
-def _limits(s: Shape, depth: int) -> tuple[int, int]:
+def _strip_limits(s: Shape, depth: int) -> tuple[int, int]:
     """The row tiles of a strip and the bytes of its rows in one depth block.
 
     Where k must be cut anyway, long strips pay: weights stream by once, and rows come from L3 at a
@@ -152,7 +152,7 @@ def _fixed(s: Shape, depth: int, panels: int) -> tuple[Expr, Expr, Expr]:
     assert lines is not None and tiles is not None and line_bytes is not None
     if not lines:
         return ONE, ONE, ONE
-    strip_tiles, strip_bytes = _limits(s, depth)
+    strip_tiles, strip_bytes = _strip_limits(s, depth)
     strip = max(1, strip_tiles // max(1, tiles))
     if not s.copied:
         k = min(depth, DEPTH)

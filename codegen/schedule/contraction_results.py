@@ -8,7 +8,6 @@ from onnxjit.codegen import instruction_sets, microkernels
 from onnxjit.codegen.expr import (
     ONE,
     ZERO,
-    Axis,
     Expr,
     Load,
     Reduce,
@@ -21,35 +20,19 @@ from onnxjit.codegen.expr import (
 )
 from onnxjit.codegen.loops import Address, Call, For, If, Local, Stmt, Store
 from onnxjit.codegen.schedule.axes import FlatStage, ceil_div, coefficient
-from onnxjit.codegen.schedule.contraction_blocking import Blocking
+from onnxjit.codegen.schedule.contraction_operands import Operands
 from onnxjit.codegen.schedule.reduction import replace_node
 
 LINE = 16
 """Elements of a cache line."""
 
 
-class Results:
-    """The storing half of `ContractionNest`, which sets the attributes declared here."""
+class Results(Operands):
+    """The storing part of `ContractionNest`, which sets the attributes declared here."""
 
-    locals: list[Local]
-    symbols: list[str]
     stage: FlatStage
     red: Reduce
-    cover: microkernels.Cover
-    row: Axis | None
-    mi: Axis | None
-    ni: Axis
-    m: Expr
-    mr: int
-    nr: int
     m_tiles: Expr
-    height: Expr
-    strip: Expr
-    blocking: Blocking
-
-    def strip_vars(self) -> tuple[Expr, Expr]:
-        """First and one-past-last line of the strip."""
-        raise NotImplementedError
 
     def size(self, name: str, value: Expr) -> Expr:
         """A constant, or a local variable for what is only known at run time."""
