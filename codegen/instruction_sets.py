@@ -12,7 +12,8 @@ class Isa(NamedTuple):
 
     `rows` and `vectors` cap mr and nr / lanes beside the limit that `registers` sets; `fused`,
     `scaled_index` and `register` are those of `microkernel_gemm.Tile`. Tiles of fewer than
-    `prefetching` rows do not prefetch (see `microkernels.MicroKernel`).
+    `prefetching` rows prefetch nothing of a B that no other tile shares (see
+    `microkernels.MicroKernel`).
     """
 
     name: str

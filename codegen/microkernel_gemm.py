@@ -8,8 +8,8 @@
 The mr * nr block of C stays in vector registers through all segments. B is prefetched into L2: at
 `ahead`, for the tiles behind this one, the lines of one step of k in each iteration of `unroll`
 steps; or where `ahead` is `b`, because no other tile shares B, the lines of every step, FAR bytes
-ahead of it. The IR goes to the code generator without optimisation passes, so what is written here
-is what runs:
+ahead of it, unless the tile has too few rows for that. The IR goes to the code generator without
+optimisation passes, so what is written here is what runs:
 
 - Row addresses are one moving pointer plus a loop-invariant offset. On x86 an address is base +
   index * {1, 2, 4, 8}, so the odd multiples of the row stride reach every row: seven index
@@ -51,10 +51,10 @@ class Tile:
     """What the generator needs to know of a row of the table.
 
     `sets` accumulator sets take turns over k; the loop body holds `unroll` steps of k, a multiple
-    of `sets`. Without `prefetch` it leaves `ahead` alone. `fused` asks for a single-rounding
-    multiply-add (the target must have one), else LLVM may split it. `scaled_index` says that
-    addresses are base + index * scale. `register` is the inline assembly constraint of a vector
-    register, or "" to leave the order of steps to LLVM.
+    of `sets`. Without `alone` the tile prefetches nothing of a B that no other one shares. `fused`
+    asks for a single-rounding multiply-add (the target must have one), else LLVM may split it.
+    `scaled_index` says that addresses are base + index * scale. `register` is the inline assembly
+    constraint of a vector register, or "" to leave the order of steps to LLVM.
     """
 
     mr: int
@@ -62,15 +62,15 @@ class Tile:
     lanes: int
     sets: int
     unroll: int
-    prefetch: bool
+    alone: bool
     fused: bool
     scaled_index: bool
     register: str
 
     @property
     def lines(self) -> int:
-        """Cache lines of a row of B, which are prefetched together."""
-        return self.prefetch * max(1, self.nv * self.lanes * _FLOAT_BYTES // _LINE_BYTES)
+        """Cache lines that a row of B has a part of, which are prefetched together."""
+        return -(-self.nv * self.lanes * _FLOAT_BYTES // _LINE_BYTES)
 
 
 _ARGUMENTS = ("a", "rs", "segs", "nseg", "run", "b", "c", "ldc", "more", "ahead")
@@ -162,8 +162,12 @@ class _Generator:
         run_bytes = build.shl(run, _i64(2))
         unrolled = build.and_(run_bytes, _i64(-tile.unroll * _FLOAT_BYTES))
         own = build.icmp_unsigned("==", ahead, b)
-        ahead = build.select(own, self.at(b, _i64(FAR)), ahead)
-        self.spread = build.select(own, _i64(tile.lines * _LINE_BYTES), _i64(0))
+        row, still = _i64(self.b_step), _i64(0)
+        if tile.alone:
+            ahead = build.select(own, self.at(b, _i64(FAR)), ahead)
+            self.spread, self.onward = build.select(own, row, still), row
+        else:
+            self.onward = build.select(own, still, row)
         zeros = [self.zero] * (tile.sets * tile.mr * tile.nv)
         entry = build.block
         build.cbranch(build.icmp_signed("!=", more, _i64(0)), blocks["old"], blocks["start"])
@@ -254,14 +258,16 @@ class _Generator:
                     acc[n] = build.call(self.fma, [splat, vector, acc[n]])
                 a = self.after(a, [splat, *acc[n + 1 - tile.nv : n + 1]])
             b = self.after(b, acc[n : n + 1])
-            for line in range(tile.lines):
-                address = self.at(ahead, _i64(line * _LINE_BYTES))
-                build.call(self.prefetch, [address, *_READ_INTO_L2])
-            if step + 1 < steps and tile.lines:
-                ahead = self.at(ahead, self.spread)
+            last = step + 1 == steps
+            if tile.alone or last:
+                for line in range(tile.lines):
+                    address = self.at(ahead, _i64(line * _LINE_BYTES))
+                    build.call(self.prefetch, [address, *_READ_INTO_L2])
+                if not last:
+                    ahead = self.at(ahead, self.spread)
         moved = [
             self.at(a, _i64(steps * _FLOAT_BYTES)),
-            self.at(ahead, _i64(tile.lines * _LINE_BYTES)),
+            self.at(ahead, self.onward),
             self.at(b, _i64(steps * self.b_step)),
         ]
         join(heads, [*moved, *acc], block)

@@ -64,9 +64,10 @@ class MicroKernel:
     the dtypes of the operands.
 
     `features` are the target features it needs, `cycles` estimates the time of one step of k (see
-    `step_cycles`). A tile of few rows runs at memory's bandwidth; with AVX2 (Zen 3) the hardware's
-    prefetchers reach that alone, where prefetching as well takes 1.15 times as long; from four rows
-    on prefetching is up to 1.2 times as fast.
+    `step_cycles`), `near_cycles` that where B is in L1. A tile of few rows that has its B to itself
+    runs at memory's bandwidth; with AVX2 (Zen 3) the hardware's prefetchers reach that alone, where
+    prefetching as well takes 1.15 times as long; from four rows on prefetching is up to 1.2 times
+    as fast. What tiles of two or three rows share makes 1.25 times as fast with prefetching.
     """
 
     symbol: str
@@ -80,6 +81,7 @@ class MicroKernel:
     features: frozenset[str]
     any_rows: bool
     cycles: float
+    near_cycles: float
 
     @property
     def throughput(self) -> float:
@@ -146,6 +148,7 @@ def row(symbol: str) -> MicroKernel:
         features=isa.features,
         any_rows=least is not None,
         cycles=step_cycles(isa, int(mr), vectors),
+        near_cycles=OVERHEAD * arithmetic_cycles(int(mr), vectors),
     )
 
 
@@ -181,6 +184,15 @@ def max_rows(isa: Isa, vectors: int) -> int:
     return min(isa.rows, (isa.registers - vectors - 1) // vectors)
 
 
+OVERHEAD = 1.05
+"""How much longer a step takes than its arithmetic or its reads."""
+
+
+def arithmetic_cycles(mr: int, vectors: int) -> float:
+    """Cycles in which the operands of one step of k leave L1 and are multiplied and added."""
+    return max(mr * vectors / 2, 0.58 * (mr + vectors))
+
+
 def step_cycles(isa: Isa, mr: int, vectors: int) -> float:
     """Estimated cycles of one step of k, with A in L1 and B streaming from L2.
 
@@ -190,9 +202,8 @@ def step_cycles(isa: Isa, mr: int, vectors: int) -> float:
     the measured speed of AVX-512 tiles within 14 %, that of one-row tiles 20 to 40 % too low.
     They rank shapes; they are no prediction for another machine.
     """
-    compute = max(mr * vectors / 2, 0.58 * (mr + vectors))
     lines = vectors * isa.lanes * 4 / 64
-    return 1.05 * hypot(compute, 1.6 * lines)
+    return OVERHEAD * hypot(arithmetic_cycles(mr, vectors), 1.6 * lines)
 
 
 def ir(symbol: str) -> str:
@@ -294,7 +305,7 @@ def _tile(kernel: MicroKernel, mr: int) -> Tile:
         lanes=isa.lanes,
         sets=sets,
         unroll=4 if size <= 16 else 2,
-        prefetch=mr >= isa.prefetching,
+        alone=mr >= isa.prefetching,
         fused=isa.fused,
         scaled_index=isa.scaled_index,
         register=isa.register if vectors > 1 or isa.lanes < 16 else "",

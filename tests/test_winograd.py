@@ -423,7 +423,7 @@ def test_other_kernels_are_declined() -> None:
         "3x3 window": (define(lambda x, w: strided(x, w, 1, 1, 5), shape(5)), "w"),
         "filter is not constant": (kernel((1, 32, 56, 56), 32), ""),
         "channels are too few": (kernel((1, 3, 56, 56), 64), "w"),
-        "of the direct convolution's time": (kernel((1, 512, 7, 7), 512), "w"),
+        "of the direct convolution's time": (kernel((1, 512, 2, 2), 512), "w"),
         "padded input is an output": (define(lambda x: (x + 1, x * 2), {"x": (F, (3,))}), ""),
         "not one sum": (define(lambda x: x + 1, {"x": (F, (3,))}), ""),
     }
@@ -444,6 +444,6 @@ def test_the_choice_follows_the_size() -> None:
         return winograd(request).notes[0]
 
     assert F4.name in note((1, 64, 56, 56), 64)
-    assert F2.name in note((1, 512, 14, 14), 512)
-    # Filters that stay in a cache may grow.
-    assert F4.name in note((1, 512, 14, 14), 512, resident=True)
+    # Filters that stay in a cache may grow, as far as they still stay there.
+    assert F4.name in note((1, 256, 7, 7), 256, resident=True)
+    assert F2.name in note((1, 512, 7, 7), 512, resident=True)
