@@ -140,6 +140,18 @@ def check(function, mr, nr, more, offsets, run, stride, any_rows=False, alone=Fa
     assert (c.array[gaps] == SENTINEL).all() and (c.before == SENTINEL).all()
 
 
+@pytest.mark.parametrize("symbol", X86_SYMBOLS)
+def test_prefetches_reach_every_line_of_a_share(symbol):
+    """An iteration of `steps` asks for each line that a row of B may have a part of, in its last
+    step; tiles that also prefetch what they alone read, in every step."""
+    kernel = row(symbol)
+    text = microkernels.ir(symbol)
+    lines = -(-kernel.nr * 4 // 64)
+    alone = kernel.mr >= ISAS[kernel.isa].prefetching
+    unroll = 4 if kernel.mr * (kernel.nr // ISAS[kernel.isa].lanes) <= 16 else 2
+    assert text.count('call void @"llvm.prefetch.p0"') == lines * ((unroll if alone else 1) + 1)
+
+
 def test_negative_counts_read_nothing(link):
     symbol = gemm(2, ISAS[isa_of(host())].lanes, isa_of(host()))
     function = link(symbol, host())
