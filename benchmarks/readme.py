@@ -187,13 +187,7 @@ def _starts(rows: list[dict[str, Any]]) -> str:
             times = f"{min(seconds.values()):.2f} to {times} (`{slowest}`)"
         parts.append(f"{_STARTS.get(kind, _NAMES.get(kind, kind))} {times}")
     which = f"`{rows[0]['model']}`" if len(rows) == 1 else f"{len(rows)} models"
-    text = f"- Process start to first output, {which}: {', '.join(parts)}."
-    if len(rows) > 1 and {"warm", "onnxruntime"} <= set(kinds):
-        half = sum(
-            2 * r["kinds"]["warm"]["seconds"] <= r["kinds"]["onnxruntime"]["seconds"] for r in rows
-        )
-        text += f" A full cache takes at most half of ONNX Runtime's time on {half} of them."
-    return text
+    return f"- Process start to first output, {which}: {', '.join(parts)}."
 
 
 _STARTS = {"cold": "onnxjit with an empty cache", "warm": "onnxjit with a full one",
