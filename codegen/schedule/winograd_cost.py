@@ -178,7 +178,7 @@ class Block:
         return rows * panels(self.s.n, self.tile) * self.product()
 
     def product(self) -> float:
-        """Cycles of a register tile. Rows of tiles find a panel in L1 that takes up half of it."""
+        """Cycles of a register tile; a panel of at most half of L1 is there for the next tile."""
         t, depth = self.tile, self.s.depth
         near = depth * t.nr * 4 <= self.target.l1 // 2
         return depth * (t.near_cycles if near else t.cycles) + t.mr * t.nr / 16 + CALL
