@@ -148,7 +148,7 @@ def row(symbol: str) -> MicroKernel:
         features=isa.features,
         any_rows=least is not None,
         cycles=step_cycles(isa, int(mr), vectors),
-        near_cycles=OVERHEAD * arithmetic_cycles(int(mr), vectors),
+        near_cycles=step_cycles(isa, int(mr), vectors, near=True),
     )
 
 
@@ -184,17 +184,8 @@ def max_rows(isa: Isa, vectors: int) -> int:
     return min(isa.rows, (isa.registers - vectors - 1) // vectors)
 
 
-OVERHEAD = 1.05
-"""How much longer a step takes than its arithmetic or its reads."""
-
-
-def arithmetic_cycles(mr: int, vectors: int) -> float:
-    """Cycles in which the operands of one step of k leave L1 and are multiplied and added."""
-    return max(mr * vectors / 2, 0.58 * (mr + vectors))
-
-
-def step_cycles(isa: Isa, mr: int, vectors: int) -> float:
-    """Estimated cycles of one step of k, with A in L1 and B streaming from L2.
+def step_cycles(isa: Isa, mr: int, vectors: int, *, near: bool = False) -> float:
+    """Estimated cycles of one step of k, with A in L1 and B streaming from L2, or `near`: in L1.
 
     Two multiply-adds a cycle; L1 delivers an element of A or a vector of B every 0.58 cycles, and
     L2 a 64-byte line of B every 1.6. The last overlaps with the rest only in part, for which the
@@ -202,8 +193,9 @@ def step_cycles(isa: Isa, mr: int, vectors: int) -> float:
     the measured speed of AVX-512 tiles within 14 %, that of one-row tiles 20 to 40 % too low.
     They rank shapes; they are no prediction for another machine.
     """
-    lines = vectors * isa.lanes * 4 / 64
-    return OVERHEAD * hypot(arithmetic_cycles(mr, vectors), 1.6 * lines)
+    compute = max(mr * vectors / 2, 0.58 * (mr + vectors))
+    lines = 0.0 if near else vectors * isa.lanes * 4 / 64
+    return 1.05 * hypot(compute, 1.6 * lines)
 
 
 def ir(symbol: str) -> str:

@@ -82,6 +82,12 @@ class Target(NamedTuple):
         """Everything here that changes the machine code of a given source, as one line."""
         return f"{self.kind} {self.triple} {self.cpu} {','.join(sorted(self.features))}"
 
+    @property
+    def kept(self) -> int:
+        """Bytes of constants that the last cache keeps from one run of a model to the next: other
+        data passes through it, too, and some constants grow when they are packed."""
+        return self.l3 // 2
+
     def has(self, features: frozenset[str]) -> bool:
         """Whether every one of `features` is present."""
         return features <= self.features

@@ -182,11 +182,6 @@ def wide(nest: LoopNest) -> bool:
     )
 
 
-RESIDENT = 2
-"""Constants of a model stay in the last cache if it holds so many times their size: other data
-passes through it, too, and some constants grow when they are packed."""
-
-
 class _Generator:
     def __init__(
         self,
@@ -205,7 +200,7 @@ class _Generator:
         self.order = order
         self.plans: dict[object, Planned] = {}
         size = sum(a.nbytes for a in p.constants.values())
-        self.resident = RESIDENT * size <= target.l3
+        self.resident = size <= target.kept
 
     def run(self) -> Generated:
         self.plan_alike()

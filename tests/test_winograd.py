@@ -38,7 +38,7 @@ from onnxjit.codegen.schedule.request import Declined, Request
 from onnxjit.codegen.schedule.winograd import WinogradNest, winograd
 from onnxjit.codegen.schedule.winograd_cost import Choice
 from onnxjit.codegen.schedule.winograd_match import correlation
-from onnxjit.codegen.target import host
+from onnxjit.codegen.target import cpu_target, host
 from onnxjit.codegen.tensor import Tensor, elementwise, materialize, pad_with, reduce_over
 from onnxjit.runtime.link import link
 
@@ -447,3 +447,18 @@ def test_the_choice_follows_the_size() -> None:
     # Filters that stay in a cache may grow, as far as they still stay there.
     assert F4.name in note((1, 256, 7, 7), 256, resident=True)
     assert F2.name in note((1, 512, 7, 7), 512, resident=True)
+
+
+def test_the_choice_follows_the_vectors() -> None:
+    """Products that take half as long hide less of the filters' way from memory."""
+
+    def note(name: str, side: int) -> str:
+        isa, caches = ISAS[name], {"l1": 32 << 10, "l2": 512 << 10, "l3": 32 << 20}
+        target = cpu_target("x86_64-unknown-linux-gnu", isa.features, cores=2, **caches)
+        x, layouts = (1, 512, side, side), {"x": LAST, "y0": LAST}
+        return winograd(Request(kernel(x, 512), layouts, target, frozenset("w"))).notes[0]
+
+    assert F4.name in note("avx2", 14) and F2.name in note("avx512", 14)
+    assert F2.name in note("avx2", 7)
+    with pytest.raises(Declined, match="of the direct convolution's time"):
+        note("avx512", 7)

@@ -13,18 +13,15 @@ from onnxjit.codegen.expr import (
     Reduce,
     Var,
     apply,
-    as_int,
     index,
     poly_mul,
     substitute,
 )
-from onnxjit.codegen.loops import Address, Call, For, If, Local, Stmt, Store
-from onnxjit.codegen.schedule.axes import FlatStage, ceil_div, coefficient
+from onnxjit.codegen.loops import Address, Call, For, Local, Stmt, Store
+from onnxjit.codegen.schedule.axes import FlatStage, coefficient
 from onnxjit.codegen.schedule.contraction_operands import Operands
 from onnxjit.codegen.schedule.reduction import replace_node
-
-LINE = 16
-"""Elements of a cache line."""
+from onnxjit.codegen.schedule.register_tile import LINE, odd_lines, panel_columns
 
 
 class Results(Operands):
@@ -81,9 +78,7 @@ class Results(Operands):
             end = apply("min", poly_mul(last, self.height), self.m)
             most = self.blocking.most_tiles
             tiles = self.strip if most is None else index(most)
-        # An odd number of cache lines, so that columns do not share a set of L1.
-        half = ceil_div(poly_mul(tiles, index(self.mr)) + LINE, index(2 * LINE))
-        step = self.size("step", half * (2 * LINE) + LINE)
+        step = self.size("step", odd_lines(poly_mul(tiles, index(self.mr)) + LINE))
         self.locals.append(Local("turned", "float32", poly_mul(step, index(self.nr)), stack=False))
         arguments = (
             Address("acc", acc_at),
@@ -112,21 +107,8 @@ class Results(Operands):
         )
 
     def columns(self, loops_: Callable[[Expr], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
-        """`loops_` over the columns of a panel, of which the last may have fewer."""
-        nr = self.nr
-        n0 = poly_mul(Var("panel"), index(nr))
-        n = as_int(self.ni.extent)
-        if n is None:
-            # A constant number of columns where there are as many: it decides the vector width.
-            left = self.ni.extent - n0
-            return (If(apply("le", index(nr), left), loops_(index(nr)), loops_(left)),)
-        rest = n % nr
-        if not rest:
-            return loops_(index(nr))
-        if n < nr:
-            return loops_(index(n))
-        full = apply("lt", Var("panel"), n // nr)
-        return (If(full, loops_(index(nr)), loops_(index(rest))),)
+        """`loops_` over the columns of the panel `panel`."""
+        return panel_columns(self.ni.extent, self.nr, loops_)
 
 
 def ceil_to(n: int, unit: int) -> int:

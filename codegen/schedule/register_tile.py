@@ -1,14 +1,19 @@
-"""The register tile of a product: the cheapest by estimate, or the one that a variant says."""
+"""The register tile of a product: the cheapest by estimate, or the one that a variant says; its
+call, and the columns and rows of what it leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from onnxjit.codegen import microkernels
-from onnxjit.codegen.expr import Expr, apply, index
+from onnxjit.codegen.expr import Expr, Var, apply, as_int, index, poly_mul
 from onnxjit.codegen.loops import Address, Call, If, Stmt
 from onnxjit.codegen.microkernels import Cover
+from onnxjit.codegen.schedule.axes import ceil_div
 from onnxjit.codegen.schedule.request import Request
+
+LINE = 16
+"""Elements of a cache line."""
 
 SHARERS = 4
 """Tiles that together prefetch a block of a panel."""
@@ -79,4 +84,28 @@ def ahead(nr: int, steps: Expr, tile: Expr) -> Expr:
     return steps * nr + apply("mod", tile, index(SHARERS)) * share
 
 
-__all__ = ["ahead", "register_tile", "tile_call", "tile_symbols"]
+def panel_columns(n: Expr, nr: int, loops_: Callable[[Expr], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
+    """`loops_` over the columns of the panel `panel`, of which the last may have fewer than nr of
+    all n."""
+    fixed = as_int(n)
+    if fixed is None:
+        # A constant number of columns where there are as many: it decides the vector width.
+        left = n - poly_mul(Var("panel"), index(nr))
+        return (If(apply("le", index(nr), left), loops_(index(nr)), loops_(left)),)
+    whole, rest = divmod(fixed, nr)
+    if not rest:
+        return loops_(index(nr))
+    if not whole:
+        return loops_(index(rest))
+    return (If(apply("lt", Var("panel"), whole), loops_(index(nr)), loops_(index(rest))),)
+
+
+def odd_lines(elements: Expr) -> Expr:
+    """At least so many elements, in an odd number of cache lines: columns that far apart do not
+    share a set of L1."""
+    return ceil_div(elements, 2 * LINE) * (2 * LINE) + LINE
+
+
+__all__ = [
+    "LINE", "ahead", "odd_lines", "panel_columns", "register_tile", "tile_call", "tile_symbols",
+]  # fmt: skip

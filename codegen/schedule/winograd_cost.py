@@ -102,8 +102,7 @@ def choose(c: Correlation, r: Request) -> Choice:
     batch = as_int(c.batch.extent) if c.batch is not None else 1
     rows, columns = (max(1, typical(a.extent, SIDE)) for a in (c.row, c.column))
     images = 1 if batch is None else max(1, batch)
-    kept = r.target.l3 // 2 if r.resident else 0  # other data passes through it, too
-    sizes = Sizes(images, rows, columns, depth, n, kept)
+    sizes = Sizes(images, rows, columns, depth, n, r.target.kept if r.resident else 0)
     every = list(choices(sizes, r.target))
     best = cheapest(every)
     direct = direct_cycles(sizes, r.target)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from onnxjit.codegen import microkernels
 from onnxjit.codegen.expr import (
     ONE,
@@ -16,10 +14,11 @@ from onnxjit.codegen.expr import (
     poly_mul,
     substitute,
 )
-from onnxjit.codegen.loops import Address, Assign, Call, For, If, Local, Stmt, Store
+from onnxjit.codegen.loops import Address, Assign, Call, For, Local, Stmt, Store
 from onnxjit.codegen.schedule.axes import coefficient
 from onnxjit.codegen.schedule.reduction import replace_node
-from onnxjit.codegen.schedule.winograd_tiles import LINE, F, Tiles
+from onnxjit.codegen.schedule.register_tile import odd_lines, panel_columns
+from onnxjit.codegen.schedule.winograd_tiles import F, Tiles
 
 
 class Outputs(Tiles):
@@ -70,10 +69,10 @@ class Outputs(Tiles):
         i, o, j = Var("i"), Var("o"), Var("ej")
         left = Var("tx") * m
         store = self.store(left + o, j, "results", i * (m * nr) + o * nr + j)
-        return self.panel_columns(lambda stop: (
+        return panel_columns(index(self.columns), nr, lambda stop: (
             For(i, ZERO, apply("min", index(m), c.row.extent - Var("top")), (
                 For(o, ZERO, apply("min", index(m), c.column.extent - left), (
-                    For(j, ZERO, index(stop), (store,)),
+                    For(j, ZERO, stop, (store,)),
                 )),
             )),
         ))  # fmt: skip
@@ -85,9 +84,8 @@ class Outputs(Tiles):
         i, o, p, j = Var("i"), Var("o"), Var("p"), Var("ej")
         symbol = microkernels.pack(lanes, self.isa.name)
         self.symbols.append(symbol)
-        # An odd number of cache lines, so that channels do not share a set of L1.
-        step = (-(-(self.line_pixels + lanes) // (2 * LINE)) * 2 + 1) * LINE
-        self.locals.append(Local("turned", F, index(nr * step), stack=False))
+        step = odd_lines(index(self.line_pixels + lanes))
+        self.locals.append(Local("turned", F, step * nr, stack=False))
         left, pixels = Var("left"), Var("pixels")
         call = Call(
             symbol,
@@ -97,7 +95,7 @@ class Outputs(Tiles):
                 apply("min", index(lanes), pixels - p),
                 index(nr),
                 Address("turned", p),
-                index(step),
+                step,
             ),
         )
         store = self.store(left + o, j, "turned", j * step + o)
@@ -106,8 +104,8 @@ class Outputs(Tiles):
             Assign(pixels, apply("min", poly_mul(self.x1, index(m)), c.column.extent) - left),
             For(i, ZERO, apply("min", index(m), c.row.extent - Var("top")), (
                 For(p, ZERO, pixels, (call,), step=lanes),
-                *self.panel_columns(lambda stop: (
-                    For(j, ZERO, index(stop), (For(o, ZERO, pixels, (store,)),)),
+                *panel_columns(index(self.columns), nr, lambda stop: (
+                    For(j, ZERO, stop, (For(o, ZERO, pixels, (store,)),)),
                 )),
             )),
         )  # fmt: skip
@@ -124,15 +122,6 @@ class Outputs(Tiles):
             **self.image(),
         }
         return Store(c.stage.buffer, substitute(c.stage.offset, table), substitute(value, table))
-
-    def panel_columns(self, loops_: Callable[[int], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
-        """`loops_` over the channels of a panel, of which the last may have fewer."""
-        whole, rest = divmod(self.columns, self.nr)
-        if not rest:
-            return loops_(self.nr)
-        if not whole:
-            return loops_(rest)
-        return (If(apply("lt", Var("panel"), whole), loops_(self.nr), loops_(rest)),)
 
 
 __all__ = ["Outputs"]

@@ -16,9 +16,6 @@ F = "float32"
 LANES = 16
 """Channels in scratch are padded to a multiple of this, so that no transform has a remainder."""
 
-LINE = 16
-"""Elements of a cache line."""
-
 RUN = 64
 """Channels of row-major data that are transposed and transformed at a time: the pixels of a row of
 tiles stay in L2 beside the transformed patches."""
@@ -110,4 +107,4 @@ def even_size(extent: Expr, parts: Expr) -> Expr:
     return apply("max", size, 1)
 
 
-__all__ = ["LANES", "LINE", "F", "Tiles"]
+__all__ = ["LANES", "F", "Tiles"]
