@@ -24,17 +24,16 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onnxjit.codegen.fingerprint import Stamp, boot_id, content_key, stamp
 from onnxjit.codegen.model_store import MANIFEST, ModelStore, ModelWriter, StoredModel
 from onnxjit.codegen.private_files import (
     TEMPORARY,
+    AnyPath,
     CacheError,
     checked,
     private_folder,
@@ -45,6 +44,9 @@ from onnxjit.codegen.private_files import (
     unsealed,
     write_private,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "BLOBS", "DEFAULT_MAX_BYTES", "Cache", "CacheError", "Entry", "ModelWriter", "Stamp",
@@ -72,23 +74,31 @@ class Entry(NamedTuple):
 class Cache:
     """The store below one folder; instances are safe to share between threads and processes."""
 
-    def __init__(
-        self, root: str | os.PathLike[str] | None = None, max_bytes: int = DEFAULT_MAX_BYTES
-    ) -> None:
+    def __init__(self, root: AnyPath | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         """`root` is ONNXJIT_CACHE or the user's cache folder when None; it is created if needed.
 
         Raises `CacheError` when the folder cannot be created, belongs to another user, or can be
         written by others. After about `max_bytes`, entries that were not used for longest go.
         """
-        self.root = _default_root() if root is None else Path(root).absolute()
+        self._root = os.path.abspath(_default_root() if root is None else root)
         self.max_bytes = max_bytes
-        private_folder(self.root)
-        self.tuning = self.root / "tuning"
+        private_folder(self._root)
         for name in (*BLOBS, "models", "index", "tuning"):
-            private_folder(self.root / name)
-        self._models = ModelStore(self.root / "models", self.wrote)
+            private_folder(self._folder(name))
+        self.tuning = self._folder("tuning")
+        self._models = ModelStore(self._folder("models"), self.wrote)
         self._lock = threading.Lock()
         self._unchecked = 0
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        from pathlib import Path
+
+        return Path(self._root)
+
+    def _folder(self, name: str) -> str:
+        return os.path.join(self._root, name)
 
     def get(self, kind: str, key: str) -> bytes | None:
         """The data stored under a key of `BLOBS`' kinds, None if absent or damaged."""
@@ -111,7 +121,7 @@ class Cache:
 
     def source_path(self, kind: str, key: str) -> Path:
         """Where `put` keeps the readable source of a key (the file may not exist)."""
-        return self._blob(kind, key).with_suffix(".py")
+        return self.root / kind / f"{checked(key)}.py"
 
     def open_model(self, key: str) -> StoredModel | None:
         """The model's files, all checked; None if it is absent or damaged.
@@ -119,12 +129,12 @@ class Cache:
         Files of a mebibyte and more are digested once since the machine was started and after
         every change of their stamps, so that a warm start need not read all of its constants.
         """
-        folder, boot = self._models.folder / checked(key), boot_id()
+        folder, boot = os.path.join(self._models.folder, checked(key)), boot_id()
         known = self.known_key(folder) == boot
         stamps = () if known else _stamps(folder)  # before it is read
         model = self._models.open(key, check_large=not known)
         if model is not None:
-            touch(model.path / MANIFEST)
+            touch(os.path.join(model.path, MANIFEST))
             if boot and stamps:
                 self.remember_key(folder, stamps, boot)
         return model
@@ -146,14 +156,14 @@ class Cache:
         assert writer.model is not None
         return writer.model
 
-    def known_key(self, path: str | os.PathLike[str], extra: bytes = b"") -> str | None:
+    def known_key(self, path: AnyPath, extra: bytes = b"") -> str | None:
         """The content key that `remember_key` noted for a file, without reading the file.
 
         None when the file, or another file of the same model, changed since, or was changed so
         shortly before the note that a later change could carry the same time stamp.
         """
         try:
-            entry = json.loads(self._index(path, extra).read_bytes())
+            entry = _json(self._index(path, extra))
             noted = [Stamp(*row) for row in entry["stamps"]]
             now = stamp(item.path for item in noted)
             if list(now) != noted or entry["path"] != os.path.abspath(path):
@@ -164,7 +174,7 @@ class Cache:
             return None
 
     def remember_key(
-        self, path: str | os.PathLike[str], stamps: Iterable[Stamp], key: str, extra: bytes = b""
+        self, path: AnyPath, stamps: Iterable[Stamp], key: str, extra: bytes = b""
     ) -> None:
         """Note that the file at `path` has content `key` as long as `stamps` hold.
 
@@ -179,7 +189,7 @@ class Cache:
     def known_kernels(self, key: str) -> list[str] | None:
         """The structures of a model's kernels that `remember_kernels` noted under its key."""
         try:
-            return [str(s) for s in json.loads(self._kernels_note(key).read_bytes())]
+            return [str(s) for s in _json(self._kernels_note(key))]
         except (OSError, ValueError, TypeError):
             return None
 
@@ -187,20 +197,21 @@ class Cache:
         """Note the structures of a model's kernels: with them its tuning is found unopened."""
         replace(self._kernels_note(key), json.dumps(sorted(structures)).encode())
 
-    def _kernels_note(self, key: str) -> Path:
-        return self.root / "index" / f"{content_key(checked(key).encode(), b'kernels')}.json"
+    def _kernels_note(self, key: str) -> str:
+        return self._note(content_key(checked(key).encode(), b"kernels"))
 
     @functools.cached_property
     def seed(self) -> int:
         """A secret number of this cache, made once: see `fingerprint.bulk_key`."""
-        path = self.root / "seed"
-        if not path.exists():
-            temporary = self.root / temporary_name()
+        path = self._folder("seed")
+        if not os.path.exists(path):
+            temporary = self._folder(temporary_name())
             write_private(temporary, os.urandom(8))
             with contextlib.suppress(FileExistsError):  # another process was faster
                 os.link(temporary, path)
-            temporary.unlink()
-        return int.from_bytes(path.read_bytes()[:8], "little")
+            os.unlink(temporary)
+        with open(path, "rb") as file:
+            return int.from_bytes(file.read(8), "little")
 
     def entries(self) -> list[Entry]:
         """Everything stored, least recently used first."""
@@ -266,7 +277,8 @@ class Cache:
     def _read_blob(self, kind: str, key: str) -> bytes | None:
         path = self._blob(kind, key)
         try:
-            image = path.read_bytes()
+            with open(path, "rb") as file:
+                image = file.read()
         except FileNotFoundError:
             return None
         data = unsealed(kind, key, image)
@@ -274,12 +286,14 @@ class Cache:
             _remove_blob(path)
         return data
 
-    def _blob(self, kind: str, key: str) -> Path:
-        return self.root / kind / (checked(key) + BLOBS[kind])
+    def _blob(self, kind: str, key: str) -> str:
+        return os.path.join(self._folder(kind), checked(key) + BLOBS[kind])
 
-    def _index(self, path: str | os.PathLike[str], extra: bytes) -> Path:
-        name = content_key(os.fsencode(os.path.abspath(path)), extra)
-        return self.root / "index" / f"{name}.json"
+    def _index(self, path: AnyPath, extra: bytes) -> str:
+        return self._note(content_key(os.fsencode(os.path.abspath(path)), extra))
+
+    def _note(self, name: str) -> str:
+        return os.path.join(self._folder("index"), f"{name}.json")
 
     def _paths(self, kind: str) -> list[Path]:
         found = (self.root / kind).iterdir()
@@ -292,6 +306,8 @@ class Cache:
             _remove_blob(entry.path)
 
     def _sweep(self) -> None:
+        import shutil
+
         leftovers = self.root.glob(f"*/{TEMPORARY}*")
         for path, age in (
             *((path, _STALE_SECONDS) for path in leftovers),
@@ -302,24 +318,31 @@ class Cache:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _default_root() -> Path:
+def _default_root() -> str:
     chosen = os.environ.get("ONNXJIT_CACHE")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return os.path.expanduser(chosen)
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("onnxjit"))
+    return platformdirs.user_cache_dir("onnxjit")
 
 
-def _remove_blob(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.with_suffix(".py").unlink(missing_ok=True)
+def _json(path: str) -> Any:
+    with open(path, "rb") as file:
+        return json.loads(file.read())
 
 
-def _stamps(folder: Path) -> tuple[Stamp, ...]:
+def _remove_blob(path: AnyPath) -> None:
+    for each in (path, os.path.splitext(path)[0] + ".py"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(each)
+
+
+def _stamps(folder: str) -> tuple[Stamp, ...]:
     """Of the files of a model, but of its manifest, which is touched when it is used."""
     try:
-        return stamp(sorted(path for path in folder.iterdir() if path.name != MANIFEST))
+        names = sorted(name for name in os.listdir(folder) if name != MANIFEST)
+        return stamp(os.path.join(folder, name) for name in names)
     except OSError:
         return ()
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
-
-import xxhash
+from typing import TYPE_CHECKING, NamedTuple
 
 from onnxjit.codegen.blake2 import blake2b
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KEY_BYTES = 16
 _CHUNK = 4 << 20
@@ -51,7 +51,8 @@ def boot_id() -> str:
 
     A crash of the machine can take what files hold and leave their stamps."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
     except OSError:
         return ""
 
@@ -80,6 +81,8 @@ def bulk_key(parts: Sequence[Content], seed: int) -> str:
 
     `seed` is a secret number of 64 bits: without it, nobody can make two contents with one key.
     """
+    import xxhash
+
     digests = []
     for part in parts:
         digest, size = xxhash.xxh3_128(seed=seed), 0

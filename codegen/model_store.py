@@ -9,16 +9,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from mmap import ACCESS_READ, mmap
-from pathlib import Path
 from typing import BinaryIO
-
-import xxhash
 
 from onnxjit.codegen.blake2 import blake2b
 from onnxjit.codegen.private_files import (
+    AnyPath,
     CacheError,
     checked,
     private_folder,
@@ -37,7 +34,7 @@ _LARGE = 1 << 20  # bytes from which a file is mapped, and digested with xxh3_12
 class StoredModel:
     """The files of a cached model. Small ones are held in memory, large ones are mapped."""
 
-    def __init__(self, path: Path, files: Mapping[str, bytes | memoryview]) -> None:
+    def __init__(self, path: str, files: Mapping[str, bytes | memoryview]) -> None:
         self.path = path
         self._files = files
 
@@ -55,22 +52,24 @@ class StoredModel:
 class ModelStore:
     """Models by key, below one folder; `published` is told of the bytes of each new one."""
 
-    def __init__(self, folder: Path, published: Callable[[int], None]) -> None:
+    def __init__(self, folder: str, published: Callable[[int], None]) -> None:
         self.folder = folder
         self.published = published
 
     def open(self, key: str, check_large: bool) -> StoredModel | None:
         """The checked files of a model; a damaged one is removed and is None like an absent one."""
-        folder = self.folder / checked(key)
+        folder = os.path.join(self.folder, checked(key))
         model = _load(folder, key, check_large)
-        if model is None and folder.exists():
+        if model is None and os.path.exists(folder):
             self.remove(folder)
         return model
 
-    def remove(self, folder: Path) -> None:
+    def remove(self, folder: AnyPath) -> None:
         """Remove a model's folder; processes that have its files mapped keep them."""
+        import shutil
+
         # Renamed first: a model disappears at once or not at all.
-        doomed = folder.with_name(temporary_name())
+        doomed = os.path.join(self.folder, temporary_name())
         try:
             os.rename(folder, doomed)
         except FileNotFoundError:
@@ -89,7 +88,7 @@ class ModelWriter:
     def __init__(self, store: ModelStore, key: str | None) -> None:
         self._store = store
         self.key = key
-        self._folder = store.folder / temporary_name()
+        self._folder = os.path.join(store.folder, temporary_name())
         self.model: StoredModel | None = None
 
     def write(self, name: str, data: bytes | memoryview | Iterable[bytes | memoryview]) -> None:
@@ -102,13 +101,15 @@ class ModelWriter:
         """A new binary file to be filled in any order, or mapped and written in place."""
         if name == MANIFEST:
             raise ValueError(f"{name} is the cache's own file")
-        return open(self._folder / checked(name), "x+b")
+        return open(os.path.join(self._folder, checked(name)), "x+b")
 
     def __enter__(self) -> ModelWriter:
         private_folder(self._folder)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        import shutil
+
         try:
             if kind is None and self.key is not None:
                 self.model = self._publish(checked(self.key))
@@ -118,12 +119,13 @@ class ModelWriter:
     def _publish(self, key: str) -> StoredModel:
         files: dict[str, bytes | memoryview] = {}
         facts: dict[str, dict[str, int | str]] = {}
-        for path in sorted(self._folder.iterdir()):
-            data = files[path.name] = _content(path, path.stat().st_size)
-            facts[path.name] = {"bytes": len(data), "digest": _digest(data)}
+        for name in sorted(os.listdir(self._folder)):
+            path = os.path.join(self._folder, name)
+            data = files[name] = _content(path, os.path.getsize(path))
+            facts[name] = {"bytes": len(data), "digest": _digest(data)}
         manifest = json.dumps({"files": facts}, indent=1).encode()
-        write_private(self._folder / MANIFEST, sealed("models", key, manifest))
-        target = self._store.folder / key
+        write_private(os.path.join(self._folder, MANIFEST), sealed("models", key, manifest))
+        target = os.path.join(self._store.folder, key)
         for _ in range(10):
             try:
                 os.rename(self._folder, target)
@@ -141,16 +143,17 @@ class ModelWriter:
         raise CacheError(f"cannot publish {target}")
 
 
-def _load(folder: Path, key: str, check_large: bool) -> StoredModel | None:
+def _load(folder: str, key: str, check_large: bool) -> StoredModel | None:
     try:
-        manifest = unsealed("models", key, (folder / MANIFEST).read_bytes())
+        with open(os.path.join(folder, MANIFEST), "rb") as file:
+            manifest = unsealed("models", key, file.read())
         if manifest is None:
             return None
         files = {}
         for name, facts in json.loads(manifest)["files"].items():
             size = facts["bytes"]
-            path = folder / name
-            if path.stat().st_size != size:
+            path = os.path.join(folder, name)
+            if os.path.getsize(path) != size:
                 return None
             data = files[name] = _content(path, size)
             if (check_large or size < _LARGE) and _digest(data) != facts["digest"]:
@@ -160,14 +163,16 @@ def _load(folder: Path, key: str, check_large: bool) -> StoredModel | None:
     return StoredModel(folder, files)
 
 
-def _content(path: Path, size: int) -> bytes | memoryview:
-    if size < _LARGE:
-        return path.read_bytes()
+def _content(path: str, size: int) -> bytes | memoryview:
     with open(path, "rb") as file:
+        if size < _LARGE:
+            return file.read()
         return memoryview(mmap(file.fileno(), size, access=ACCESS_READ))
 
 
 def _digest(data: bytes | memoryview) -> str:
     if len(data) < _LARGE:
         return blake2b(data, digest_size=_DIGEST).hexdigest()
+    import xxhash
+
     return xxhash.xxh3_128_hexdigest(data)

@@ -1,6 +1,7 @@
 """Files of a folder that only its user may write, each with a digest of its content.
 
-The digests guard against damage, the folder's mode against other users.
+The digests guard against damage, the folder's mode against other users. Paths are plain strings
+here and in the rest of the warm path: importing pathlib takes several milliseconds of a start.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import contextlib
 import os
 import re
 import stat
-from pathlib import Path
 
 from onnxjit.codegen.blake2 import blake2b
 
 TEMPORARY = ".tmp-"
+
+AnyPath = str | os.PathLike[str]
 
 _MAGIC = b"onnxjit1"  # closes a file, after its digest; loaders of object files ignore both
 _DIGEST = 16
@@ -24,13 +26,12 @@ class CacheError(OSError):
     """The cache folder cannot be used safely; the message names the folder and the remedy."""
 
 
-def private_folder(path: Path) -> None:
+def private_folder(path: AnyPath) -> None:
     """Make a folder for this user alone, or check one that is there. Raises `CacheError`."""
     try:
-        if not path.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir(mode=0o700, exist_ok=True)
-        facts = path.stat()
+        if not os.path.isdir(path):
+            os.makedirs(path, 0o700, exist_ok=True)
+        facts = os.stat(path)
     except OSError as error:
         raise CacheError(
             f"cannot create the cache folder {path}: {error.strerror}; "
@@ -61,20 +62,21 @@ def temporary_name() -> str:
     return f"{TEMPORARY}{os.getpid()}-{os.urandom(8).hex()}"
 
 
-def write_private(path: Path, data: bytes) -> None:
+def write_private(path: AnyPath, data: bytes) -> None:
     """Write a new file that only this user may read. Raises FileExistsError."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data)
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace(path: AnyPath, data: bytes) -> None:
     """Write a file so that every reader finds the old content or the new, whole."""
-    temporary = path.with_name(temporary_name())
+    temporary = os.path.join(os.path.dirname(path), temporary_name())
     try:
         write_private(temporary, data)
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
 
 
@@ -98,7 +100,7 @@ def unsealed(kind: str, key: str, image: bytes) -> bytes | None:
     return data if image[size:] == _seal(kind, key, data) else None
 
 
-def touch(path: Path) -> None:
+def touch(path: AnyPath) -> None:
     """Note that a file was used now, for the sake of what is removed first."""
     with contextlib.suppress(OSError):  # another process removed it
         os.utime(path)

@@ -13,7 +13,6 @@ import os
 import platform
 import sys
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def _host(limit: str) -> Target:
     return limited(whole, limit) if limit else whole
 
 
-def linux_x86(table: Path = Path("/proc/cpuinfo")) -> tuple[str, frozenset[str]] | None:
+def linux_x86(table: str | os.PathLike[str] = "/proc/cpuinfo") -> tuple[str, frozenset[str]] | None:
     """The triple and the features of a Linux on x86-64, None elsewhere.
 
     LLVM says the same; its library takes longer to load than a warm start has. The kernel lists
@@ -121,7 +120,7 @@ def linux_x86(table: Path = Path("/proc/cpuinfo")) -> tuple[str, frozenset[str]]
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         return None
     try:
-        with table.open() as lines:
+        with open(table) as lines:
             flags = next(line for line in lines if line.startswith("flags")).split()
     except (OSError, StopIteration):
         return None
@@ -213,7 +212,7 @@ def _cores() -> int:
     """CPUs this process may use: affinity, capped by the cgroup's quota (rounded up)."""
     cpus = len(_allowed_cpus())
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = _text("/sys/fs/cgroup/cpu.max").split()
     except (OSError, ValueError):
         return cpus
     if quota == "max":
@@ -230,17 +229,22 @@ def _caches() -> tuple[int, int, int]:
     if platform.system() != "Linux":
         return _DEFAULT_L1, _DEFAULT_L2, _DEFAULT_L3
     sizes: dict[int, int] = {}
-    for index in Path(f"/sys/devices/system/cpu/cpu{_allowed_cpus()[0]}/cache").glob("index*"):
+    folder = f"/sys/devices/system/cpu/cpu{_allowed_cpus()[0]}/cache"
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
         try:
-            if (index / "type").read_text().strip() == "Instruction":
-                continue
-            level = int((index / "level").read_text())
-            sizes[level] = _bytes((index / "size").read_text().strip())
+            if _text(f"{folder}/{name}/type") != "Instruction":
+                level = int(_text(f"{folder}/{name}/level"))
+                sizes[level] = _bytes(_text(f"{folder}/{name}/size"))
         except (OSError, ValueError):
             continue
     if 1 not in sizes:
         return _DEFAULT_L1, _DEFAULT_L2, _DEFAULT_L3
     return sizes[1], sizes.get(2, 0), sizes.get(3, 0)
+
+
+def _text(path: str) -> str:
+    with open(path) as file:
+        return file.read().strip()
 
 
 def _bytes(text: str) -> int:

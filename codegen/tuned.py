@@ -9,21 +9,20 @@ measured with other schedules, whose choices may mean something else.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onnxjit.codegen.blake2 import blake2b
 from onnxjit.codegen.fingerprint import content_key
 from onnxjit.codegen.instruction_sets import isa_of
-from onnxjit.codegen.private_files import replace
+from onnxjit.codegen.private_files import AnyPath, replace
 
 if TYPE_CHECKING:
     from onnxjit.codegen.cache import Cache
@@ -58,8 +57,10 @@ class Table:
     `path` is the file behind it; None keeps them in memory alone.
     """
 
-    def __init__(self, path: Path | None = None, rows: Mapping[str, Tuned] | None = None) -> None:
-        self.path = path
+    def __init__(
+        self, path: AnyPath | None = None, rows: Mapping[str, Tuned] | None = None
+    ) -> None:
+        self.path = None if path is None else os.fspath(path)
         self.rows = dict(rows or {})
 
     @staticmethod
@@ -67,7 +68,7 @@ class Table:
         """The table of a cache for this processor; empty where nothing was tuned yet."""
         if cache is None:
             return Table()
-        path = cache.tuning / f"{isa_of(target)}-{threads}.json"
+        path = os.path.join(cache.tuning, f"{isa_of(target)}-{threads}.json")
         return Table(path, read(path))
 
     def remember(self, structure: str, tuned: Tuned) -> None:
@@ -89,10 +90,11 @@ class Table:
         return content_key([plain.encode(), json.dumps(used).encode()]) if used else plain
 
 
-def read(path: Path, quiet: bool = False) -> dict[str, Tuned]:
+def read(path: AnyPath, quiet: bool = False) -> dict[str, Tuned]:
     """The rows of a table that make sense, for these schedules; none where there is no file."""
     try:
-        data = json.loads(path.read_bytes())
+        with open(path, "rb") as file:
+            data = json.loads(file.read())
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']!r}")
         found = dict(data["kernels"])
@@ -113,12 +115,18 @@ def read(path: Path, quiet: bool = False) -> dict[str, Tuned]:
 
 def tables(cache: Cache) -> dict[str, dict[str, Tuned]]:
     """The rows of every table of a cache, by the file's name."""
-    return {path.stem: read(path, quiet=True) for path in sorted(cache.tuning.glob("*.json"))}
+    found = sorted(name for name in os.listdir(cache.tuning) if name.endswith(".json"))
+    return {
+        name.removesuffix(".json"): read(os.path.join(cache.tuning, name), quiet=True)
+        for name in found
+    }
 
 
 @functools.cache
 def code() -> str:
     """A digest of what gives the choices their meaning: schedule rules and micro-kernels."""
+    from pathlib import Path
+
     folder = Path(__file__).parent
     digest = blake2b(digest_size=8)
     for path in sorted(
@@ -150,8 +158,9 @@ def _row(structure: str, given: Any) -> Tuned | None:
         return None
 
 
-def _text(path: Path, rows: Mapping[str, Tuned]) -> str:
-    isa, _, threads = path.stem.rpartition("-")
+def _text(path: str, rows: Mapping[str, Tuned]) -> str:
+    name = os.path.basename(path).removesuffix(".json")
+    isa, _, threads = name.rpartition("-")
     head = {"format": FORMAT, "code": code(), "instruction_set": isa, "threads": int(threads)}
     kernels = {
         s: {
@@ -172,8 +181,10 @@ def _note(quiet: bool, text: str) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: str) -> Iterator[None]:
     """One process at a time adds to a table."""
-    with open(path.with_suffix(".lock"), "ab") as file:
+    import fcntl
+
+    with open(path.removesuffix(".json") + ".lock", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -8,7 +8,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxjit.codegen.cache import Cache
@@ -197,7 +196,7 @@ class Request:
             content = digest.result()
             if content is not None and files:
                 assert self.cache is not None
-                content = bulk_key([content.encode(), *map(Path, files)], self.cache.seed)
+                content = bulk_key([content.encode(), *files], self.cache.seed)
         except OSError as error:
             raise ModelError(f"the model's files cannot be read: {error}") from error
         if self.content is not None and content != self.content:

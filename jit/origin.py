@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxjit.codegen.fingerprint import Stamp, bulk_key, stamp
@@ -55,7 +54,7 @@ class Origin:
         """A key of the model's content without external data, see `bulk_key`; None for a model of
         over 2 GiB that is not a file."""
         if self.path is not None:
-            return bulk_key([Path(self.path)], seed)
+            return bulk_key([self.path], seed)
         if isinstance(self._data, bytes):
             return bulk_key([self._data], seed)
         try:

@@ -6,8 +6,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from importlib.util import find_spec
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from onnxjit.codegen.fingerprint import content_key, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from onnxjit.codegen.cache import Cache, StoredModel
     from onnxjit.codegen.packing import Packed
@@ -67,6 +66,8 @@ _code_key = ""
 
 
 def _folders() -> list[Path]:
+    from pathlib import Path
+
     import onnxjit.codegen
     import onnxjit.runtime
 
@@ -84,6 +85,8 @@ def _versions() -> str:
 
 
 def _dependencies() -> list[str]:
+    from importlib.util import find_spec
+
     specs = [find_spec(name) for name in _DEPENDENCIES]
     return [spec.origin for spec in specs if spec is not None and spec.origin is not None]
 

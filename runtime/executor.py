@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,10 +17,12 @@ from onnxjit.runtime.binding import Binding, Context, Slot
 from onnxjit.runtime.executor_source import SYMBOLS
 from onnxjit.runtime.inputs import RELATIONS, AssumptionError, InputError, InputReader
 from onnxjit.runtime.plan import NO_FAULT, HostStep, Plan, PlanError, dtype_of
-from onnxjit.runtime.profile import Record, StepTime, host_record, step_times
 from onnxjit.runtime.results import LEAST, MOST
 from onnxjit.runtime.stages import stages_of
 from onnxjit.runtime.threads import MAX_THREADS, available_threads, pool
+
+if TYPE_CHECKING:
+    from onnxjit.runtime.profile import Record, StepTime
 
 HostFunction = Callable[[list[Any], Mapping[str, Any]], Sequence[Any]]
 MAX_BINDINGS = 64
@@ -102,6 +104,8 @@ class Executable:
 
     def profile(self, inputs: Sequence[Any]) -> tuple[list[Any], list[StepTime]]:
         """Run once with a clock around every step; the outputs and a row per step."""
+        from onnxjit.runtime.profile import step_times
+
         records: list[Record] = []
         outputs = self._run(tuple(inputs), records)
         return outputs, step_times(records)
@@ -342,20 +346,9 @@ class _Run:
             context.limit(0, len(context.stage.steps))
             context.profile(False)
         if times is not None and self._records is not None:
-            binding, steps, span = context.binding, context.stage.steps, slice(begin, end)
-            count = len(steps)
-            busy = times[2 * count :].reshape(-1, count)[:, span]
-            self._records.append(
-                Record(
-                    [s.name for s in steps[span]],
-                    [s.kernel for s in steps[span]],
-                    binding.flops[span],
-                    binding.bytes[span],
-                    binding.tiles[span],
-                    binding.chunks[span],
-                    np.concatenate([times[2 * begin : 2 * end], busy.ravel()]),
-                )
-            )
+            from onnxjit.runtime.profile import native_record
+
+            self._records.append(native_record(context.binding, begin, end, times))
 
     def host(self, step: HostStep) -> tuple[int, ...]:
         """Run a host step; the values of the sizes that its results define."""
@@ -364,6 +357,8 @@ class _Run:
         start = time.monotonic_ns()
         results = owner._host[step.function](values, step.attributes)
         if self._records is not None:
+            from onnxjit.runtime.profile import host_record
+
             self._records.append(host_record(step.name, step.function, start, time.monotonic_ns()))
         if len(results) != len(step.outputs):
             raise PlanError(

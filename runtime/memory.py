@@ -1,62 +1,21 @@
 """Arena planning: lifetimes in, byte offsets out.
 
-`plan_arena` solves the offset problem once for given sizes (the "dynamic storage allocation"
-problem, NP-hard; two greedy orders are tried and the smaller arena is taken, after "Efficient
-Memory Management for Deep Neural Net Inference", Pisarchyk and Lee 2020). `ArenaLayout` keeps who
-lies above whom, so that the same lifetimes with other sizes (symbolic shapes) are placed again by
-one longest-path sweep.
+Placing intervals of given sizes is the "dynamic storage allocation" problem, NP-hard: two greedy
+orders are tried and the smaller arena is taken (after "Efficient Memory Management for Deep Neural
+Net Inference", Pisarchyk and Lee 2020). `ArenaLayout` then keeps who lies above whom, so that the
+same lifetimes with other sizes (symbolic shapes) are placed again by one longest-path sweep.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-
-class Interval(NamedTuple):
-    """A value of `nbytes` bytes, live from step `first_use` to step `last_use`, both included."""
-
-    value: int
-    nbytes: int
-    first_use: int
-    last_use: int
-
-
-class Allocation(NamedTuple):
-    """An `Interval` with its byte `offset` in the arena."""
-
-    value: int
-    offset: int
-    nbytes: int
-    first_use: int
-    last_use: int
-
-
-def plan_arena(intervals: Sequence[Interval], alignment: int = 64) -> tuple[list[Allocation], int]:
-    """Offsets (multiples of `alignment`, a power of two) such that live intervals never overlap.
-
-    Returns the allocations in the order of `intervals` and the arena's size in bytes.
-    Raises `ValueError` for a negative size or an interval that ends before it begins.
-    """
-    for interval in intervals:
-        if interval.nbytes < 0 or interval.last_use < interval.first_use:
-            raise ValueError(f"not an interval: {interval}")
-    first = np.array([i.first_use for i in intervals], np.int64)
-    last = np.array([i.last_use for i in intervals], np.int64)
-    sizes = _align(np.array([i.nbytes for i in intervals], np.int64), alignment)
-    offsets, total = _place(first, last, sizes)
-    allocations = [
-        Allocation(i.value, offset, i.nbytes, i.first_use, i.last_use)
-        for i, offset in zip(intervals, offsets.tolist(), strict=True)
-    ]
-    return allocations, total
 
 
 class ArenaLayout:

@@ -1,10 +1,14 @@
 """Step times of one run, next to what the plan says about each step's work."""
 
-# Annotations are no strings here: each would be compiled at every start, for `NamedTuple`.
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from onnxjit.runtime.binding import Binding
 
 
 class StepTime(NamedTuple):
@@ -45,6 +49,22 @@ class Record(NamedTuple):
     tiles: np.ndarray
     chunks: np.ndarray
     times: np.ndarray  # int64 ns: (start, end) per step, then busy per thread and step
+
+
+def native_record(binding: Binding, begin: int, end: int, times: np.ndarray) -> Record:
+    """The record of native steps [begin, end) of a stage, from the clock values of all of it."""
+    steps, span = binding.stage.steps, slice(begin, end)
+    count = len(steps)
+    busy = times[2 * count :].reshape(-1, count)[:, span]
+    return Record(
+        [s.name for s in steps[span]],
+        [s.kernel for s in steps[span]],
+        binding.flops[span],
+        binding.bytes[span],
+        binding.tiles[span],
+        binding.chunks[span],
+        np.concatenate([times[2 * begin : 2 * end], busy.ravel()]),
+    )
 
 
 def host_record(name: str, function: str, start: int, end: int) -> Record:

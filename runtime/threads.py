@@ -15,7 +15,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -50,10 +49,10 @@ def available_threads() -> int:
     return max(1, min(count, MAX_THREADS))
 
 
-def _quota(root: Path = Path("/sys/fs/cgroup"), table: Path = Path("/proc/self/cgroup")):
+def _quota(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> float | None:
     """CPUs granted by the tightest cgroup limit on the way up (v2 `cpu.max`, v1 `cpu.cfs_*`)."""
     try:
-        lines = table.read_text().splitlines()
+        lines = _text(table).splitlines()
     except OSError:
         return None
     limits = []
@@ -63,25 +62,28 @@ def _quota(root: Path = Path("/sys/fs/cgroup"), table: Path = Path("/proc/self/c
         if controllers:
             if "cpu" not in controllers.split(","):
                 continue
-            base = next((root / n for n in (controllers, "cpu") if (root / n).is_dir()), root)
-        here = base / path.lstrip("/")
-        for folder in (here, *here.parents):
-            limits.append(_limit(folder))
-            if folder == base:
-                break
+            named = (os.path.join(root, name) for name in (controllers, "cpu"))
+            base = next(filter(os.path.isdir, named), root)
+        names = [name for name in path.split("/") if name]
+        limits += [_limit(os.path.join(base, *names[:n])) for n in range(len(names) + 1)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _limit(folder: Path) -> float | None:
+def _limit(folder: str) -> float | None:
     try:
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text().split()
+        if os.path.exists(f"{folder}/cpu.max"):
+            quota, period = _text(f"{folder}/cpu.max").split()
         else:
-            quota = (folder / "cpu.cfs_quota_us").read_text()
-            period = (folder / "cpu.cfs_period_us").read_text()
+            quota = _text(f"{folder}/cpu.cfs_quota_us")
+            period = _text(f"{folder}/cpu.cfs_period_us")
         return None if quota.strip() in ("max", "-1") else int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def _text(path: str) -> str:
+    with open(path) as file:
+        return file.read()
 
 
 def aligned(nbytes: int, alignment: int = 64) -> np.ndarray:

@@ -656,12 +656,12 @@ def test_available_threads(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "cpu.max").write_text("150000 100000\n")
     (tmp_path / "a" / "b" / "cpu.max").write_text("max 100000\n")
-    assert threads_module._quota(tmp_path, table) == 1.5
+    assert threads_module._quota(str(tmp_path), str(table)) == 1.5
     table.write_text("4:cpu,cpuacct:/c\n3:memory:/c\n")
     (tmp_path / "cpu,cpuacct" / "c").mkdir(parents=True)
     (tmp_path / "cpu,cpuacct" / "c" / "cpu.cfs_quota_us").write_text("50000\n")
     (tmp_path / "cpu,cpuacct" / "c" / "cpu.cfs_period_us").write_text("100000\n")
-    assert threads_module._quota(tmp_path, table) == 0.5
+    assert threads_module._quota(str(tmp_path), str(table)) == 0.5
 
 
 def test_warm_path_imports_no_compiler():
