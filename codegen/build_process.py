@@ -46,10 +46,13 @@ class Refused(Exception):
 
 
 class WorkerProcess:
-    """The parent's end of one worker process. One thread feeds it; any thread may stop it."""
+    """The parent's end of one worker process. One thread feeds it; any thread may stop it.
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
+    `nice` is how much the process yields to others, as `os.nice` counts.
+    """
+
+    def __init__(self, target: Target, nice: int = 0) -> None:
+        self._hello = {"target": build_worker.pack_target(target), "nice": nice}
         self._lock = threading.Lock()
         self._stopped = False
         self._greeted = False
@@ -114,7 +117,7 @@ class WorkerProcess:
         assert self._process.stdin and self._process.stdout
         self._input: BinaryIO = self._process.stdin  # type: ignore[assignment]
         self._output: BinaryIO = self._process.stdout  # type: ignore[assignment]
-        hello = {"path": _search_path(), "target": build_worker.pack_target(self._target)}
+        hello = {"path": _search_path(), **self._hello}
         with contextlib.suppress(OSError):  # it died at once; the greeting tells how
             self._input.write(json.dumps(hello).encode() + b"\n")
             self._input.flush()

@@ -105,6 +105,7 @@ def unpack_target(fields: dict[str, Any]) -> Target:
 
 def serve(hello: dict[str, Any]) -> None:
     """The life of a worker: jobs in, answers out, until the pipe closes or the parent is gone."""
+    os.nice(hello["nice"])
     faulthandler.enable()
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
     # Whatever prints, prints to the log that the parent reads when this process dies.

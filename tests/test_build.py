@@ -18,6 +18,7 @@ import pytest
 
 from onnxjit.codegen import build_worker, dialect, microkernels
 from onnxjit.codegen.build import (
+    NICE,
     Builder,
     BuildError,
     CompileError,
@@ -324,6 +325,17 @@ def test_output_of_a_worker_does_not_mix_with_its_answers(builder: Builder) -> N
     noisy = noise + SCALE.format(9.0)
     ((own, image),) = builder.build([Source(noisy)]).items()
     check_scale(link([image]), symbol_of(own), 9.0)
+
+
+def test_the_worker_without_a_core_of_its_own_yields() -> None:
+    said = "import os\nassert os.nice(0) == {0}\n" + SCALE.format(2.0)
+    here = os.nice(0)
+    for cores, nice in ((1, min(19, here + NICE)), (2, here)):
+        with Builder(host()._replace(cores=cores), jobs=1) as builder:
+            assert len(builder.build([Source(said.format(nice))])) == 1
+    with Builder(host()._replace(cores=2), jobs=3) as builder:
+        builder.start()
+        assert [worker._hello["nice"] for worker in builder._workers] == [0, NICE, 0]
 
 
 def test_process_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
