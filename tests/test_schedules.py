@@ -24,16 +24,18 @@ from kernels_support import (
 from onnx import helper
 
 from onnxjit.codegen.evaluate import evaluate
-from onnxjit.codegen.expr import Expr, apply, cast, index
+from onnxjit.codegen.expr import ZERO, Expr, apply, cast, index
 from onnxjit.codegen.kernel import Kernel
+from onnxjit.codegen.loops import For, statements
 from onnxjit.codegen.schedule import schedule
 from onnxjit.codegen.schedule.contraction import contraction
 from onnxjit.codegen.schedule.pointwise import pointwise
 from onnxjit.codegen.schedule.reduction import reduction
-from onnxjit.codegen.schedule.request import Declined
+from onnxjit.codegen.schedule.request import Declined, Request
 from onnxjit.codegen.schedule.row_windows import row_windows
 from onnxjit.codegen.schedule.rows import rows
 from onnxjit.codegen.schedule.transposition import transposition
+from onnxjit.codegen.target import host
 from onnxjit.codegen.tensor import (
     Tensor,
     cast_to,
@@ -51,6 +53,7 @@ from onnxjit.codegen.tensor import (
     slice_axis,
     transpose,
 )
+from onnxjit.operators.sampling import grid_sample
 
 SIZES = [{"n": n} for n in (0, 1, 2, 7, 63, 64, 65, 300)]
 FEW = [{"n": n} for n in (0, 1, 5, 33)]
@@ -240,6 +243,31 @@ def test_an_index_from_data_stays_inside_its_buffer() -> None:
     where = np.array([0, 5, 3, -(2**62), 2**62, -1, 6], np.int64)
     (got,) = compiled({"x": x, "where": where}, {"n": 7})
     np.testing.assert_array_equal(got, x[np.clip(where, 0, 5)])
+
+
+@pytest.mark.parametrize("channels", [1, 7, 8, 9, 16, "n"])
+@pytest.mark.parametrize("last", [False, True])
+def test_places_that_are_found_once_for_all_channels(channels: int | str, last: bool) -> None:
+    """The innermost loop is a block of channels, but where they lie next to each other anyhow."""
+    types = {"x": (F, (2, channels, 5, 6)), "grid": (F, (2, 4, 3, 2))}
+    kernel = define(lambda x, grid: grid_sample(x, grid), types)
+    layouts = {"y0": LAST} if last else {}
+    sizes = SIZES if channels == "n" else [{}]
+    check_kernel(kernel, *sizes, layouts=layouts, rule=pointwise)
+    nest = pointwise(Request(kernel, layouts, host(), frozenset()))
+    *_, innermost = (s for s in statements(nest.body) if isinstance(s, For))
+    assert (innermost.start is not ZERO) == (channels != 1 and not last)
+
+
+def test_places_that_are_found_at_once_are_found_again() -> None:
+    """A place that an index alone tells is no reason to leave the order of the memory."""
+    kernel = define(
+        lambda x, at: compute((x.shape[0], at.shape[0]), F, lambda i, j: x.at(i, at.at(j))),
+        {"x": (F, (40, 9)), "at": ("int64", ("n",))},
+    )
+    nest = pointwise(Request(kernel, {}, host(), frozenset()))
+    *_, innermost = (s for s in statements(nest.body) if isinstance(s, For))
+    assert innermost.start is ZERO
 
 
 def test_pointwise_declines_reductions() -> None:

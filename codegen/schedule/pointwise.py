@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxjit.codegen.expr import ONE, ZERO, Axis, Expr, Var, apply, as_int, index, substitute
+from onnxjit.codegen.expr import (
+    ONE,
+    ZERO,
+    Apply,
+    Axis,
+    Expr,
+    Var,
+    apply,
+    as_int,
+    axes_of,
+    index,
+    leaves,
+    loads,
+    substitute,
+    walk,
+)
 from onnxjit.codegen.kernel import product, rename_axes
 from onnxjit.codegen.loops import TILE, Assign, For, If, LoopNest, Stmt, Store, loop
 from onnxjit.codegen.schedule.axes import (
@@ -23,6 +38,14 @@ BLOCK = 4096
 
 UNROLL = 8
 """Longest innermost loop that is written out."""
+
+LONG = 8
+"""Operations that find the places to read from, from which they are worth to be shared."""
+
+SHARED = 8
+"""Elements that are read at places found once: as many lines as a set of L1 has, for a plane of an
+image is often a multiple of what its sets span (measured on 64 x 64: 2, 4, 8 and 16 of them take
+0.83, 0.54, 0.48 and 0.98 of the time of one)."""
 
 GRAIN = 2048
 """Fewest elements that a tile of a nested loop should compute."""
@@ -119,7 +142,7 @@ def tiled_map(s: FlatStage, prefix: str = "i") -> tuple[tuple[Stmt, ...], Expr]:
     names, (offset, value) = rename(order, [s.offset, s.value], prefix)
     if not names:
         return (Store(s.buffer, offset, value),), ONE
-    stores = [Store(s.buffer, offset, value)]
+    stores: list[Stmt] = [Store(s.buffer, offset, value)]
     short = as_int(names[-1].extent)
     if len(names) > 1 and short is not None and short <= UNROLL:
         # A short innermost loop leaves nothing to vectorise; written out, the next one does.
@@ -128,7 +151,40 @@ def tiled_map(s: FlatStage, prefix: str = "i") -> tuple[tuple[Stmt, ...], Expr]:
         names = names[:-1]
     if len(names) == 1:
         return blocked(names[0], *stores)
+    shared = sharing_indices(names, value)
+    if shared is not None:
+        names, stores = innermost_block(names, shared, stores)
     return nested(names, *stores)
+
+
+def sharing_indices(names: Sequence[Axis], value: Expr) -> int | None:
+    """The position of an outer axis all of whose elements are read at the same places, where it
+    takes long to find them.
+
+    Places that depend on what is read, in each turn of the innermost loop anew, keep that loop from
+    being vectorised; what is computed to find them serves the whole outer axis.
+    """
+    read = [where for x in loads(value) for where in loads(x.index[0])]
+    if not any(names[-1] in axes_of(where) for where in read):
+        return None
+    for n in range(len(names) - 2, -1, -1):
+        if not any(names[n] in axes_of(where) for where in read):
+            found = (e for e in walk(value) if isinstance(e, Apply) and names[n] not in leaves(e))
+            return n if sum(any(w in walk(e) for w in read) for e in found) >= LONG else None
+    return None
+
+
+def innermost_block(
+    names: Sequence[Axis], at: int, body: Sequence[Stmt]
+) -> tuple[list[Axis], list[Stmt]]:
+    """The loops and their body with `SHARED` turns of one of the loops inside of all others."""
+    a = names[at]
+    count = as_int(a.extent)
+    block = Axis(f"{a.name}b", ceil_div(a.extent, SHARED))
+    stop: Expr = block * SHARED + SHARED
+    if count is None or count % SHARED:
+        stop = apply("min", stop, a.extent)
+    return [*names[:at], block, *names[at + 1 :]], [For(a, block * SHARED, stop, tuple(body))]
 
 
 def rename(
