@@ -329,7 +329,7 @@ def _default_root() -> str:
 
 def _json(path: str) -> Any:
     with open(path, "rb") as file:
-        return json.loads(file.read())
+        return json.load(file)
 
 
 def _remove_blob(path: AnyPath) -> None:

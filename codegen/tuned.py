@@ -94,7 +94,7 @@ def read(path: AnyPath, quiet: bool = False) -> dict[str, Tuned]:
     """The rows of a table that make sense, for these schedules; none where there is no file."""
     try:
         with open(path, "rb") as file:
-            data = json.loads(file.read())
+            data = json.load(file)
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']!r}")
         found = dict(data["kernels"])

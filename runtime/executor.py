@@ -357,9 +357,10 @@ class _Run:
         start = time.monotonic_ns()
         results = owner._host[step.function](values, step.attributes)
         if self._records is not None:
+            end = time.monotonic_ns()
             from onnxjit.runtime.profile import host_record
 
-            self._records.append(host_record(step.name, step.function, start, time.monotonic_ns()))
+            self._records.append(host_record(step.name, step.function, start, end))
         if len(results) != len(step.outputs):
             raise PlanError(
                 f"host function {step.function!r} returned {len(results)} results, "

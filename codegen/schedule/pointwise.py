@@ -170,7 +170,7 @@ def sharing_indices(names: Sequence[Axis], value: Expr) -> int | None:
     for n in range(len(names) - 2, -1, -1):
         if not any(names[n] in axes_of(where) for where in read):
             found = (e for e in walk(value) if isinstance(e, Apply) and names[n] not in leaves(e))
-            return n if sum(any(w in walk(e) for w in read) for e in found) >= LONG else None
+            return n if sum(not {*read}.isdisjoint(loads(e)) for e in found) >= LONG else None
     return None
 
 
